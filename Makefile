@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test lint parity
+
+$(VENV)/installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) -m ldm_jax.demo --workdir runs/demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -m "not parity"
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# The PyTorch references; without TORCH it takes the newest release.
+TORCH ?= torch
+parity: $(VENV)/installed
+	$(RUN) -m pip install --quiet $(TORCH)
+	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
+	$(RUN) -m pytest -m parity

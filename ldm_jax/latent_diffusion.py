@@ -1,0 +1,64 @@
+"""A latent diffusion model: which network, conditioner, codec, path and target belong together (Rombach et al. 2022).
+
+It holds no arrays. Its functions take `params = {"network": ..., "conditioner": ...}`, which are trained, and the arrays
+of the codec, which are not.
+"""
+
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array
+
+from ldm_jax import conditioners
+from ldm_jax.codec import Codec
+from ldm_jax.diffusion import process
+from ldm_jax.types import Batch, Cond, Denoiser, Network, Params
+
+
+class LatentDiffusion(NamedTuple):
+    network: nn.Module
+    conditioner: nn.Module | None  # None: unconditional
+    codec: Codec
+    path: process.Path
+    target: process.Target
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The batch fields that the conditioner reads."""
+        return () if self.conditioner is None else self.conditioner.fields
+
+    def init(self, key: Array, latents: Array, batch: Batch) -> Params:
+        """Fresh parameters for latents [b *space c] and the conditions in `batch`."""
+        of_network, of_conditioner = jax.random.split(key)
+        params, cond = {}, Cond()
+        if self.conditioner is not None:
+            cond, variables = self.conditioner.init_with_output(of_conditioner, batch)
+            params["conditioner"] = variables.get("params", {})
+        t = jax.numpy.zeros(latents.shape[:1])
+        params["network"] = self.network.init(of_network, latents, t, cond)["params"]
+        return params
+
+    def condition(self, params: Params, batch: Batch, drop: dict[str, Array] | None = None) -> Cond:
+        """The condition of a batch; rows of a field that `drop` marks get the null condition instead."""
+        if self.conditioner is None:
+            return Cond()
+        return self.conditioner.apply({"params": params["conditioner"]}, batch, drop)
+
+    def null(self, params: Params, batch: Batch) -> Cond:
+        """The null condition: everything dropped."""
+        size = next(iter(batch.values())).shape[0]
+        return self.condition(params, batch, conditioners.drop_all(self.fields, size))
+
+    def raw(self, params: Params, dropout: Array | None = None) -> Network:
+        """The network as a function; with a key for `dropout` it is in training mode."""
+
+        def network(x_t, t, cond):
+            rngs = None if dropout is None else {"dropout": dropout}
+            variables = {"params": params["network"]}
+            return self.network.apply(variables, x_t, t, cond, train=dropout is not None, rngs=rngs)
+
+        return network
+
+    def denoiser(self, params: Params) -> Denoiser:
+        return process.make_denoiser(self.raw(params), self.path, self.target)

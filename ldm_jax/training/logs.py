@@ -1,0 +1,78 @@
+"""What a run tells: metrics as JSON lines (the source of truth), TensorBoard, PNG files, and one progress line."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from ldm_jax import media
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Plain floats for JSON, which knows no NaN and no infinity: those become null."""
+    plain = {k: float(v) for k, v in values.items()}
+    return {k: v if math.isfinite(v) else None for k, v in plain.items()}
+
+
+class Logs:
+    """Writes below `workdir`. On resume, lines of steps that will be run again are dropped first."""
+
+    def __init__(self, workdir: str | Path, start: int, total: int, unit: str = "step"):
+        self.workdir = Path(workdir)
+        self.path = self.workdir / "metrics.jsonl"
+        self._drop_after(start)
+        self._file = self.path.open("a", buffering=1)
+        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start or None)
+        self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, mininterval=1.0)
+        self._began = time.perf_counter()
+
+    def _drop_after(self, start: int) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                continue  # a line that was cut when the run was killed
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
+
+    def advance(self, steps: int = 1) -> None:
+        self._bar.update(steps)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        tqdm.write(text, file=self._bar.fp)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics; the progress line shows the losses."""
+        values = {k: float(v) for k, v in values.items()}
+        line = {"step": step, "seconds": round(time.perf_counter() - self._began, 3)}
+        self._file.write(json.dumps(line | rounded(values)) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if "loss" in values:
+            self._bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]) -> Path:
+        """A picture: `workdir/images/NAME_STEP.png` and TensorBoard."""
+        path = self.workdir / "images" / f"{name}_{step:08d}.png"
+        media.save_png(path, image, {"step": str(step)})
+        self._board.add_image(name, image, step, dataformats="HWC")
+        return path
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()

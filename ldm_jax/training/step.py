@@ -1,0 +1,78 @@
+"""The one train step, for every loss: gradients, update, moving average, and a guard against steps that are not finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ldm_jax.types import Batch, Loss, Params, TrainState
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """A state at step 0; the moving average starts at the parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(step=zero, params=params, ema=ema, opt_state=tx.init(params), skipped=zero)
+
+
+def ema_decay(limit: float, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The decay after `step` updates, warmed up: min(limit, (1 + n) / (10 + n)); CompVis' LitEma."""
+    return jnp.minimum(limit, (1.0 + step) / (10.0 + step))
+
+
+def make_train_step(
+    loss: Loss, tx: optax.GradientTransformation, ema: float = 0.9999, accumulate: int = 1
+) -> Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]:
+    """`(state, frozen, batch, rng) -> (state, metrics)`, pure.
+
+    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients a scan averages. If the loss
+    or the gradient is not finite, parameters, optimizer and EMA stay bit-identical and `state.skipped` counts on; the
+    step advances, so that the next one sees other data and noise.
+    """
+
+    once = jax.value_and_grad(loss, has_aux=True)
+
+    def gradients(params, frozen, batch, rng, step):
+        if accumulate == 1:
+            return once(params, frozen, batch, rng, step)
+        # Every k-th row, not every k-th block: each device keeps the rows that it has.
+        micros = jax.tree.map(
+            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(total, inputs):
+            micro, key = inputs
+            return jax.tree.map(jnp.add, total, once(params, frozen, micro, key, step)), None
+
+        first = jax.tree.map(lambda a: a[0], micros)
+        shapes = jax.eval_shape(once, params, frozen, first, rng, step)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (micros, jax.random.split(rng, accumulate)))
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def train_step(state, frozen, batch, rng):
+        key = jax.random.fold_in(rng, state.step)  # a resumed run replays the same noise
+        (value, metrics), grads = gradients(state.params, frozen, batch, key, state.step)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.ema, 1.0 - ema_decay(ema, state.step))
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            ema=keep(average, state.ema),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=jnp.where(finite, 0, state.skipped + 1),
+        )
+        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": 1.0 - finite}
+
+    return train_step

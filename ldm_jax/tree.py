@@ -1,0 +1,53 @@
+"""Names for the leaves of a pytree, and rules on those names.
+
+One mechanism serves sharding, weight decay, freezing and partial loading: a tuple of `(regex, value)`, of which the
+first that matches the whole name of a leaf ("decoder/conv_out/kernel") decides.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+
+def name_of(path: tuple) -> str:
+    """The name of a leaf: the keys on the way to it, joined by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def names(tree: Any) -> list[str]:
+    return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`f(name, leaf, ...)` at every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaf: f(name_of(path), *leaf), tree, *rest)
+
+
+def map_by_rule(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
+    """The value of the first rule whose regex matches the whole name of the leaf, for every leaf.
+
+    Raises:
+      ValueError: a leaf that no rule matches, or a rule that matches no leaf (a final ".*" may be idle).
+    """
+    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    matched = set()
+
+    def value_of(name, _):
+        for i, (pattern, value) in enumerate(compiled):
+            if pattern.fullmatch(name):
+                matched.add(i)
+                return value
+        raise ValueError(f"no rule matches the leaf {name!r}; add one to {[p for p, _ in rules]}")
+
+    # A value may be a tuple or None: keep it whole by mapping over names, not by prefix.
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    values = [value_of(name_of(path), leaf) for path, leaf in leaves]
+    dead = [p for i, (p, _) in enumerate(rules) if i not in matched and p != ".*"]
+    # A pattern that is only shadowed by an earlier one is no typo.
+    every = [name_of(path) for path, _ in leaves]
+    dead = [p for p in dead if not any(re.fullmatch(p, name) for name in every)]
+    if dead:
+        raise ValueError(f"the rules {dead} match no leaf; the leaves are named like {every[:5]}")
+    return jax.tree_util.tree_unflatten(treedef, values)

@@ -1,0 +1,47 @@
+"""The vocabulary that every layer shares: what a batch, a condition, a denoiser and a train state are."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+from jaxtyping import Array, Float
+
+Batch = dict[str, Array]  # "x" is the data, [b *space c] in [-1, 1]; the other fields feed conditioners
+Params = Any  # a pytree of arrays
+
+
+class Cond(struct.PyTreeNode):
+    """What a network is conditioned on, by the way in which it enters the network.
+
+    A pytree's leaves may be shapes or shardings as well as arrays: hence Any, and the shapes in words.
+    """
+
+    vector: Any = None  # [b d] joins the time embedding: class, pooled text, sizes
+    tokens: Any = None  # [b n d] read by cross-attention: text, boxes
+    mask: Any = None  # bool [b n], True where a token may be attended to
+    spatial: Any = None  # [b *space c] concatenated to the input's channels
+
+
+class Prediction(NamedTuple):
+    """Both readings of one network output: `x_t = alpha * x0 + sigma * eps`."""
+
+    x0: Float[Array, "b *space c"]
+    eps: Float[Array, "b *space c"]
+
+
+# (x_t, t, cond) -> the raw output F of a network; t is what the network reads, after the target's `c_time`.
+Network = Callable[[Float[Array, "b *space c"], Float[Array, " b"], Cond], Float[Array, "b *space c"]]
+# (x_t, t, cond) -> Prediction; t in [0, 1]: 0 is data, 1 is noise.
+Denoiser = Callable[[Float[Array, "b *space c"], Float[Array, " b"], Cond], Prediction]
+# (params, frozen, batch, rng, step) -> (loss, metrics); `frozen` are arrays that are used but not trained.
+Loss = Callable[[Params, Params, Batch, Array, Array], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run must remember: arrays only. The rng is `fold_in(key(seed), step)`."""
+
+    step: Any  # int32 []
+    params: Params
+    ema: Params
+    opt_state: Any
+    skipped: Any  # int32 []: steps in a row that were skipped because they were not finite

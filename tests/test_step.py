@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.training import optimizer, step
+
+
+def quadratic(params, frozen, batch, rng, at):
+    """Mean of |w·x - y|²; a batch with NaN makes a loss that is NaN."""
+    error = batch["x"] @ params["net"]["w"] - frozen
+    return jnp.mean(error**2), {"error": jnp.mean(error)}
+
+
+def setup(tx, **kwargs):
+    params = {"net": {"w": jnp.array([1.0, -2.0, 0.5])}}
+    batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
+    train_step = jax.jit(step.make_train_step(quadratic, tx, **kwargs))
+    return step.init_state(params, tx), batch, train_step
+
+
+def test_one_step_is_sgd_and_the_average_is_warmed_up():
+    state, batch, train_step = setup(optax.sgd(0.1), ema=0.9)
+    gradient = 2 * batch["x"].T @ (batch["x"] @ state.params["net"]["w"] - 3.0) / 8
+    new, metrics = train_step(state, 3.0, batch, jax.random.key(1))
+    expected = state.params["net"]["w"] - 0.1 * gradient
+    np.testing.assert_allclose(new.params["net"]["w"], expected, rtol=1e-5)
+    # The decay after 0 updates is min(0.9, 1 / 10).
+    np.testing.assert_allclose(new.ema["net"]["w"], 0.1 * state.params["net"]["w"] + 0.9 * expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], jnp.linalg.norm(gradient), rtol=1e-5)
+    assert int(new.step) == 1
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    tx = optax.sgd(0.1)
+    state, batch, whole = setup(tx)
+    _, _, parts = setup(tx, accumulate=4)
+    a, _ = whole(state, 3.0, batch, jax.random.key(1))
+    b, metrics = parts(state, 3.0, batch, jax.random.key(1))
+    np.testing.assert_allclose(a.params["net"]["w"], b.params["net"]["w"], rtol=1e-5)
+    assert metrics["error"].shape == ()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
+    tx = optimizer.adamw(steps=10, lr=0.1)
+    state, batch, train_step = setup(tx)
+    state, _ = train_step(state, 3.0, batch, jax.random.key(1))
+    bad = {"x": batch["x"].at[2, 1].set(jnp.nan)}
+    after, metrics = train_step(state, 3.0, bad, jax.random.key(1))
+    for part in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(after, part))
+    assert (int(after.step), int(after.skipped), float(metrics["skipped"])) == (2, 1, 1.0)
+    good, _ = train_step(after, 3.0, batch, jax.random.key(1))
+    assert int(good.skipped) == 0
+    assert not np.array_equal(good.params["net"]["w"], after.params["net"]["w"])
+
+
+def test_schedules_warm_up_and_decay():
+    cosine = optimizer.schedule(1.0, steps=110, warmup=10, decay="cosine")
+    np.testing.assert_allclose([cosine(0), cosine(5), cosine(10), cosine(60), cosine(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    linear = optimizer.schedule(1.0, steps=100, decay="linear")
+    np.testing.assert_allclose([linear(0), linear(50), linear(100)], [1, 0.5, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="cosine"):
+        optimizer.schedule(1.0, steps=10, decay="cosin")
+
+
+def test_every_group_is_clipped_by_its_own_norm():
+    tx = optimizer.adamw(steps=10, lr=1.0, b1=0.0, b2=0.0, eps=1.0, weight_decay=0.0, clip=1.0)
+    params = {"gen": jnp.zeros(1), "disc": jnp.zeros(1)}
+    updates, _ = tx.update({"gen": jnp.array([100.0]), "disc": jnp.array([0.5])}, tx.init(params), params)
+    # Adam with b1 = b2 = 0 and eps = 1 gives g / (|g| + 1): 1/2 for the clipped group, 1/3 for the other.
+    np.testing.assert_allclose([updates["gen"][0], updates["disc"][0]], [-1 / 2, -1 / 3], rtol=1e-5)
