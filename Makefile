@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint parity
+.PHONY: demo test fast lint parity
 
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -m "not parity"
+
+fast: $(VENV)/installed
+	$(RUN) -m pytest -m "not parity and not slow"
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

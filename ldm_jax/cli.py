@@ -1,7 +1,6 @@
-"""What the entry points share: config flags, one-sentence errors, the compile cache, and a run's work directory."""
+"""What the entry points share: one-sentence errors and the compile cache."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, logging
 
 BAD_INPUT = 2  # exit status of every error that the user can mend
 
@@ -23,14 +22,14 @@ def plain_errors() -> Iterator[None]:
         if os.environ.get("LDM_JAX_TRACEBACK"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print("error: " + " ".join(text.split()), file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        fail(text)
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
     """absl's app.run, with plain errors for flags and config overrides."""
 
     def parse(argv):
+        logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries tell
         with plain_errors():
             return app.parse_flags_with_usage(argv)
 
@@ -42,3 +41,9 @@ def compile_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ldm_jax").expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def fail(message: str) -> None:
+    """Ends with one sentence and the exit status of bad input."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(BAD_INPUT)

@@ -25,7 +25,9 @@ class Codec(NamedTuple):
 
 def identity() -> Codec:
     """Diffusion on the data itself."""
-    return Codec(encode=lambda arrays, x, rng: x, decode=lambda arrays, z: z, shape=lambda shape: shape)
+    return Codec(
+        encode=lambda arrays, x, rng: x, decode=lambda arrays, z: z, shape=lambda shape: shape
+    )
 
 
 def autoencoder(model: Any) -> Codec:

@@ -2,10 +2,11 @@
 
     conditioner(batch, drop) -> Cond
 
-`drop` says for each field which rows lose it: `{field: Bool[b]}`, where a field without an entry is kept. Training drops
-at random (`draw_drops`), and classifier-free guidance compares with all fields dropped (`drop_all`): one definition of
-the null condition serves both (Ho & Salimans 2022). What a dropped row becomes is the conditioner's choice: the empty
-prompt, the class beyond the last one, zeros.
+`drop` says for each field which rows lose it: `{field: Bool[b]}`, where a field without an entry is
+kept. Training drops at random (`draw_drops`), and classifier-free guidance compares with all fields
+dropped (`drop_all`): one definition of the null condition serves both (Ho & Salimans 2022). What a
+dropped row becomes is the conditioner's choice: the empty prompt, the class beyond the last one,
+zeros.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,19 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.models import text
+from ldm_jax.nn import conv
 from ldm_jax.types import Batch, Cond
 
 Drop = dict[str, Bool[Array, " b"]]
 
 
 def draw_drops(
-    rng: Array, fields: Sequence[str], rates: Mapping[str, float | int] | float | int, batch_size: int
+    rng: Array,
+    fields: Sequence[str],
+    rates: Mapping[str, float | int] | float | int,
+    batch_size: int,
 ) -> Drop:
-    """Which rows lose which field, independently: one rate for all fields, or one each (none given: 0).
+    """Which rows lose which field, independently: one rate for all or one each (none given: 0).
 
     Raises:
       ValueError: a rate for a field that is not among `fields`, or a rate outside [0, 1].
@@ -38,10 +43,11 @@ def draw_drops(
     wrong = {field: rate for field, rate in rates.items() if not 0 <= rate <= 1}
     if wrong:
         raise ValueError(f"the drop rates {wrong} are no probabilities; give numbers from 0 to 1")
-    keys = jax.random.split(rng, max(len(fields), 1))
     return {
-        field: jax.random.bernoulli(key, rates.get(field, 0), (batch_size,))
-        for field, key in zip(fields, keys, strict=False)
+        field: jax.random.bernoulli(
+            jax.random.fold_in(rng, i), float(rates.get(field, 0)), (batch_size,)
+        )
+        for i, field in enumerate(fields)
     }
 
 
@@ -65,15 +71,17 @@ def replace_dropped(x: Array, drop: Drop | None, field: str, null: Array | int |
         return x
     rows = drop[field]
     if rows.shape != x.shape[:1]:
-        raise ValueError(f"drop[{field!r}] has the shape {rows.shape}, the batch has {x.shape[0]} rows")
+        raise ValueError(
+            f"drop[{field!r}] has the shape {rows.shape}, the batch has {x.shape[0]} rows"
+        )
     return jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), jnp.asarray(null, x.dtype), x)
 
 
 class Text(nn.Module):
-    """Token ids through a text transformer that is trained along; a dropped row is the empty prompt.
+    """Token ids through a text transformer that is trained along.
 
-    With mask_padding, padding is neither attended to inside the transformer nor by the network. The first token is always
-    read, so that no row is empty.
+    A dropped row is the empty prompt. With mask_padding, padding is neither attended to inside the
+    transformer nor by the network. The first token is always read, so that no row is empty.
     """
 
     vocab: int
@@ -98,7 +106,9 @@ class Text(nn.Module):
         ids: Int[Array, "b n"] = read(self, batch, self.field)
         n = ids.shape[1]
         if len(self.null) > n:
-            raise ValueError(f"the empty prompt has {len(self.null)} tokens, the field {self.field!r} {n}")
+            raise ValueError(
+                f"the empty prompt has {len(self.null)} tokens, the field {self.field!r} {n}"
+            )
         null = jnp.array([*self.null, *[self.pad] * (n - len(self.null))], ids.dtype)
         ids = replace_dropped(ids, drop, self.field, null)
         mask = None
@@ -119,7 +129,10 @@ class Text(nn.Module):
 
 
 class Label(nn.Module):
-    """A class number to a learned vector, `ClassEmbedder` of CompVis; a dropped row is the class after the last."""
+    """A class number to a learned vector, `ClassEmbedder` of CompVis.
+
+    A dropped row is the class after the last: the table has `classes + 1` rows.
+    """
 
     classes: int
     width: int
@@ -136,6 +149,7 @@ class Label(nn.Module):
         if self.into not in ("tokens", "vector"):
             raise ValueError(f"into={self.into!r} is unknown; choose 'tokens' or 'vector'")
         label: Int[Array, " b"] = read(self, batch, self.field)
+        label = label.astype(jnp.promote_types(label.dtype, jnp.int32))  # bytes end at 255
         label = replace_dropped(label, drop, self.field, self.classes)
         embed = nn.Embed(
             self.classes + 1,
@@ -149,7 +163,10 @@ class Label(nn.Module):
 
 
 class Vector(nn.Module):
-    """A field of numbers [b d] as it is, or projected to `width`; a dropped row is zeros before the projection."""
+    """A field of numbers [b d] as it is, or projected to `width`.
+
+    A dropped row is zeros before the projection, hence the projection's bias after it.
+    """
 
     field: str
     width: int | None = None  # None: no projection
@@ -164,16 +181,16 @@ class Vector(nn.Module):
         vector: Float[Array, "b d"] = read(self, batch, self.field)
         vector = replace_dropped(vector.astype(self.dtype), drop, self.field, 0)
         if self.width is not None:
-            vector = nn.Dense(self.width, dtype=self.dtype, name="project")(vector)
+            vector = conv.dense(self.width, "project", self.dtype)(vector)
         return Cond(vector=vector)
 
 
 class Spatial(nn.Module):
-    """A field [b *space c] brought to the grid of the latents, `SpatialRescaler` of CompVis; dropped rows are zeros.
+    """A field [b *space c] brought to the grid of the latents, `SpatialRescaler` of CompVis.
 
-    Means over blocks of `factor` positions along each axis (for powers of two the same as halving bilinearly, again and
-    again), then a 1x1 convolution without bias to `channels`. A map of class numbers [b *space 1] becomes `classes`
-    channels of 0 and 1 first.
+    A dropped row is zeros. Means over blocks of `factor` positions along each axis (for powers of
+    two the same as halving bilinearly, again and again), then a 1x1 convolution without bias to
+    `channels`. A map of class numbers [b *space 1] becomes `classes` channels of 0 and 1 first.
     """
 
     field: str
@@ -205,14 +222,15 @@ class Spatial(nn.Module):
             block = (self.factor,) * (x.ndim - 2)
             x = nn.avg_pool(x, block, block)
         if self.channels is not None:
-            x = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, name="project")(x)
+            x = conv.dense(self.channels, "project", self.dtype, bias=False)(x)
         return Cond(spatial=x)
 
 
 class Combine(nn.Module):
-    """Several conditioners as one: vectors and spatial maps joined along channels, tokens one after the other.
+    """Several conditioners as one.
 
-    Parameters lie under parts_0, parts_1 ... in the order given.
+    Vectors and spatial maps are joined along their channels, tokens one after the other. Parameters
+    lie under parts_0, parts_1 ... in the order given.
     """
 
     parts: Sequence[nn.Module]
@@ -231,8 +249,8 @@ class Combine(nn.Module):
             others = {(*shape[:axis], *shape[len(shape) + axis + 1 :]) for shape in shapes}
             if len(others) > 1:
                 raise ValueError(
-                    f"the conditioners' {name} of shapes {shapes} cannot be joined along axis {axis}; "
-                    "make their other axes equal"
+                    f"the conditioners' {name} of shapes {shapes} cannot be joined along "
+                    f"axis {axis}; make their other axes equal"
                 )
             return jnp.concatenate(arrays, axis) if arrays else None
 

@@ -1,25 +1,186 @@
-"""A trained model with the user's verbs: conditions and seeds in, data out, in one compiled program a shape."""
+"""A trained model with the user's verbs: conditions and seeds in, data out, one compiled program a shape.
 
-from collections.abc import Callable, Sequence
+Prompts, seeds, guidance scale and the grid's values are traced; only the solver, the number of steps and the shapes
+compile anew. Every sample has its own seed, so that it does not depend on which others are drawn with it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array, Float
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
-from ldm_jax import conditioners, types
-from ldm_jax.codec import Codec
-from ldm_jax.diffusion import guidance, process, samplers
+from ldm_jax.data import tokenizer as text
+from ldm_jax.diffusion import guidance, samplers
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.training import sharding
+from ldm_jax.types import Params
+
+FILM = 8  # frames of a film
 
 
-class Networks(NamedTuple):
-    """The parts that do not change while a model is trained or sampled; `params` of both are passed beside them."""
+class Drawn(NamedTuple):
+    """Samples in [-1, 1], and on request the estimates of x0 on the way to them, oldest first."""
 
-    network: nn.Module
-    conditioner: nn.Module | None
-    codec: Codec
-    path: process.Path
-    target: process.Target
+    x: Float[np.ndarray, "n *space c"]
+    film: Float[np.ndarray, "frames n *space c"] | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; the solver is data of functions, the rest numbers."""
+
+    solver: samplers.Solver
+    points: samplers.Point  # the grid of noise levels
+    guidance: float = 1.0  # 1: none
+    rescale: float = 0.0  # 0: none
+    film: bool = False
+    about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
+
+
+def make_sampler(
+    model: LatentDiffusion, shape: Sequence[int], sampling: Sampling
+) -> Callable[..., Any]:
+    """`(params, arrays, batch, keys, points, scale) -> (x, film | None)`, jitted; `shape` is that of a latent."""
+    guided = sampling.guidance != 1.0 and model.conditioner is not None
+    steps = sampling.points.t.shape[0] - 1
+    frames = np.unique(np.linspace(0, steps - 1, FILM).round().astype(int))
+    finish = guidance.rescale(model.path, sampling.rescale) if sampling.rescale else None
+
+    @jax.jit
+    def draw(params, arrays, batch, keys, points, scale):
+        cond = model.condition(params, batch)
+        denoise = model.denoiser(params)
+        if guided:
+            denoise = guidance.cfg(denoise, model.null(params, batch), scale, finish)
+        noise, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x_T = samplers.initial_noise(points, noise, (len(noise), *shape))
+        keep = "x0" if sampling.film else None
+        z, film = samplers.sample(denoise, sampling.solver, points, x_T, steps, cond, keep=keep)
+        if film is not None:
+            film = jax.lax.map(lambda z: model.codec.decode(arrays, z), film[frames])
+        return model.codec.decode(arrays, z), film
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model, its arrays, and what turns words into conditions."""
+
+    model: LatentDiffusion
+    params: Params
+    arrays: Params  # of the codec
+    shape: tuple[int, ...]  # of a latent
+    mesh: Mesh
+    step: int  # of the checkpoint
+    config_hash: str
+    tokenizer: Any = None
+    length: int = 0  # tokens a prompt
+    classes: tuple[str, ...] | None = None
+
+    def prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Prompts as a batch of conditions.
+
+        Raises:
+          ValueError: the model is not conditioned on text.
+        """
+        self._only("tokens", "prompts")
+        return {"tokens": text.encode(self.tokenizer, list(prompts), self.length)}
+
+    def labels(self, labels: Sequence[str]) -> dict[str, np.ndarray]:
+        """Class names or numbers as a batch of conditions.
+
+        Raises:
+          ValueError: the model is not conditioned on labels, or there is no such class.
+        """
+        self._only("label", "labels")
+        names = self.classes or ()
+        numbers = []
+        for label in labels:
+            if label in names:
+                numbers.append(names.index(label))
+            elif label.isdigit() and (not names or int(label) < len(names)):
+                numbers.append(int(label))
+            else:
+                raise ValueError(
+                    f"there is no class {label!r}; the classes are {list(names)} or their numbers"
+                )
+        return {"label": np.asarray(numbers, np.int32)}
+
+    def unconditional(self, n: int) -> dict[str, np.ndarray]:
+        """A batch of no conditions.
+
+        Raises:
+          ValueError: the model wants conditions.
+        """
+        if self.model.fields:
+            raise ValueError(
+                f"this model is conditioned on {list(self.model.fields)}; give prompts or labels"
+            )
+        return {"_": np.zeros(n, np.int32)}
+
+    def reconstruct(
+        self, x: Float[np.ndarray, "n *space c"], size: int = 64
+    ) -> Float[np.ndarray, "n *space c"]:
+        """What the codec keeps of the data: encoded (a posterior is sampled as in training) and decoded."""
+
+        @jax.jit
+        def there_and_back(arrays, x, key):
+            return self.model.codec.decode(arrays, self.model.codec.encode(arrays, x, key))
+
+        starts = range(0, len(x), size)
+        parts = [there_and_back(self.arrays, x[i : i + size], jax.random.key(i)) for i in starts]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def provenance(self, sampling: Sampling) -> dict[str, str]:
+        """Where a sample comes from: the model's arrays and config by their hashes, and the sampler's settings."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves((self.params, self.arrays)):
+            digest.update(np.asarray(leaf).tobytes())
+        return {
+            "software": "ldm_jax",
+            "model_sha256": digest.hexdigest(),
+            "config_sha256": self.config_hash,
+            "step": str(self.step),
+            **dict(sampling.about),
+        }
+
+    def _only(self, field: str, what: str) -> None:
+        fields = self.model.fields
+        if field not in fields:
+            reads = f"conditioned on {list(fields)}" if fields else "unconditional"
+            raise ValueError(f"this model is {reads}; it takes no {what}")
+        if len(fields) > 1:
+            raise ValueError(
+                f"this model wants {list(fields)} together; call Pipeline.drawer with a batch of them"
+            )
+
+    def drawer(
+        self, sampling: Sampling, size: int = 64
+    ) -> Callable[[dict[str, np.ndarray], Sequence[int]], Iterator[Drawn]]:
+        """`(conditions, seeds) -> samples`, one seed a sample, in chunks of at most `size`; compiled once."""
+        sampler = make_sampler(self.model, self.shape, sampling)
+
+        def draw(batch, seeds):
+            n = len(seeds)
+            chunk = sharding.round_up(min(size, n), self.mesh)
+            for start in range(0, n, chunk):
+                rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
+                placed = sharding.place(
+                    self.mesh, {k: np.asarray(v)[rows] for k, v in batch.items()}
+                )
+                keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
+                scale = jnp.float32(sampling.guidance)
+                x, film = sampler(self.params, self.arrays, placed, keys, sampling.points, scale)
+                kept = min(chunk, n - start)
+                yield Drawn(
+                    np.asarray(x)[:kept], None if film is None else np.asarray(film)[:, :kept]
+                )
+
+        return draw

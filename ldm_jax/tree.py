@@ -22,7 +22,9 @@ def names(tree: Any) -> list[str]:
 
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`f(name, leaf, ...)` at every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaf: f(name_of(path), *leaf), tree, *rest)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaf: f(name_of(path), *leaf), tree, *rest
+    )
 
 
 def map_by_rule(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:

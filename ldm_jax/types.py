@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 from flax import struct
 from jaxtyping import Array, Float
 
-Batch = dict[str, Array]  # "x" is the data, [b *space c] in [-1, 1]; the other fields feed conditioners
+Batch = dict[
+    str, Array
+]  # "x" is the data, [b *space c] in [-1, 1]; the other fields feed conditioners
 Params = Any  # a pytree of arrays
 
 
@@ -30,7 +32,9 @@ class Prediction(NamedTuple):
 
 
 # (x_t, t, cond) -> the raw output F of a network; t is what the network reads, after the target's `c_time`.
-Network = Callable[[Float[Array, "b *space c"], Float[Array, " b"], Cond], Float[Array, "b *space c"]]
+Network = Callable[
+    [Float[Array, "b *space c"], Float[Array, " b"], Cond], Float[Array, "b *space c"]
+]
 # (x_t, t, cond) -> Prediction; t in [0, 1]: 0 is data, 1 is noise.
 Denoiser = Callable[[Float[Array, "b *space c"], Float[Array, " b"], Cond], Prediction]
 # (params, frozen, batch, rng, step) -> (loss, metrics); `frozen` are arrays that are used but not trained.

@@ -27,7 +27,9 @@ def test_one_step_is_sgd_and_the_average_is_warmed_up():
     expected = state.params["net"]["w"] - 0.1 * gradient
     np.testing.assert_allclose(new.params["net"]["w"], expected, rtol=1e-5)
     # The decay after 0 updates is min(0.9, 1 / 10).
-    np.testing.assert_allclose(new.ema["net"]["w"], 0.1 * state.params["net"]["w"] + 0.9 * expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        new.ema["net"]["w"], 0.1 * state.params["net"]["w"] + 0.9 * expected, rtol=1e-5
+    )
     np.testing.assert_allclose(metrics["grad_norm"], jnp.linalg.norm(gradient), rtol=1e-5)
     assert int(new.step) == 1
 
@@ -58,7 +60,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
 
 def test_schedules_warm_up_and_decay():
     cosine = optimizer.schedule(1.0, steps=110, warmup=10, decay="cosine")
-    np.testing.assert_allclose([cosine(0), cosine(5), cosine(10), cosine(60), cosine(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        [cosine(0), cosine(5), cosine(10), cosine(60), cosine(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6
+    )
     linear = optimizer.schedule(1.0, steps=100, decay="linear")
     np.testing.assert_allclose([linear(0), linear(50), linear(100)], [1, 0.5, 0], atol=1e-6)
     with pytest.raises(ValueError, match="cosine"):
@@ -68,6 +72,8 @@ def test_schedules_warm_up_and_decay():
 def test_every_group_is_clipped_by_its_own_norm():
     tx = optimizer.adamw(steps=10, lr=1.0, b1=0.0, b2=0.0, eps=1.0, weight_decay=0.0, clip=1.0)
     params = {"gen": jnp.zeros(1), "disc": jnp.zeros(1)}
-    updates, _ = tx.update({"gen": jnp.array([100.0]), "disc": jnp.array([0.5])}, tx.init(params), params)
+    updates, _ = tx.update(
+        {"gen": jnp.array([100.0]), "disc": jnp.array([0.5])}, tx.init(params), params
+    )
     # Adam with b1 = b2 = 0 and eps = 1 gives g / (|g| + 1): 1/2 for the clipped group, 1/3 for the other.
     np.testing.assert_allclose([updates["gen"][0], updates["disc"][0]], [-1 / 2, -1 / 3], rtol=1e-5)

@@ -8,8 +8,8 @@
     none             pictures alone
 
 The way is found by looking; where two are possible it must be named. Every picture must have its
-caption and every caption its picture. Further columns of the metadata (numbers, or lists of numbers)
-become fields of the records, a column "label" the label.
+caption and every caption its picture. Further columns of the metadata (numbers, or lists of
+numbers) become fields of the records, a column "label" the label.
 """
 
 import collections
@@ -17,7 +17,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,6 +49,10 @@ class Folder:
     @property
     def fields(self) -> tuple[str, ...]:
         return ("image", *self.rows[0])
+
+    def only(self, fields: Sequence[str]) -> "Folder":
+        """The same records; they are in memory, so there is nothing to save."""
+        return self
 
     def name_of(self, index: int) -> str:
         return str(Path(self.root, self.files[index]))
@@ -166,7 +170,8 @@ def _class_rows(root: Path, pictures: list[str]) -> tuple[dict[str, dict], tuple
     outside = [name for name in pictures if "/" not in name]
     if outside:
         raise ValueError(
-            f"{len(outside)} pictures of {str(root)!r} lie outside its class folders, the first is "
+            f"{len(outside)} of {len(pictures)} pictures lie outside the class folders of "
+            f"{str(root)!r}, the first is "
             f"{outside[0]!r}; move them into a folder, or ignore the folders with convention='none'"
         )
     classes = tuple(sorted({name.split("/")[0] for name in pictures}))
@@ -263,9 +268,9 @@ def _read_metadata(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_match(where: Path, *, without: list[str], orphans: list[str], remedy: str) -> None:
     problems = []
     if without:
-        problems.append(f"{len(without)} pictures have no caption, the first is {without[0]!r}")
+        problems.append(f"{len(without)} without a caption, the first is {without[0]!r}")
     if orphans:
-        problems.append(f"{len(orphans)} captions have no picture, the first names {orphans[0]!r}")
+        problems.append(f"{len(orphans)} without a picture, the first is {orphans[0]!r}")
     if problems:
         raise ValueError(
             f"captions and pictures of {str(where)!r} do not match: {'; '.join(problems)}; {remedy}"

@@ -1,12 +1,13 @@
 """A vocabulary learnt from the captions, and text as rows of token numbers.
 
 Text is lower-cased, split at spaces and punctuation, and words are split further into pieces of the
-vocabulary (WordPiece or byte-pair encoding, by the `tokenizers` library). A row is
-`[BOS] pieces [EOS] [PAD] ...`; the empty prompt is `[BOS] [EOS] [PAD] ...`. The file `tokenizer.json`
-holds everything; nothing else is needed to read text again.
+vocabulary (WordPiece or byte-pair encoding, by the `tokenizers` library). A row is `[BOS] pieces
+[EOS] [PAD] ...`; the empty prompt is `[BOS] [EOS] [PAD] ...`. The file `tokenizer.json` holds
+everything; nothing else is needed to read text again.
 """
 
-import itertools
+import collections
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PAD, UNK, BOS, EOS = SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")  # numbers 0 to 3
+MARK = {"wordpiece": "##{}", "bpe": "{}</w>"}  # of a piece within a word, or at the end of one
 
 
 def train(
@@ -35,24 +37,31 @@ def train(
     Raises:
       ValueError: no caption, or an unknown kind.
     """
-    options = dict(vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False)
-    if kind == "wordpiece":
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**options)
-    elif kind == "bpe":
-        tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=UNK, end_of_word_suffix="</w>"))
-        tokenizer.decoder = decoders.BPEDecoder()
-        trainer = trainers.BpeTrainer(**options, end_of_word_suffix="</w>")
-    else:
+    if kind not in ("wordpiece", "bpe"):
         raise ValueError(f"unknown kind of tokenizer {kind!r}; choose 'wordpiece' or 'bpe'")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # spaces and punctuation
-    captions = iter(captions)
-    first = next(captions, None)
-    if first is None:
+    blank = _pieces(kind, {})
+    words = collections.Counter()
+    for caption in captions:
+        normal = blank.normalizer.normalize_str(caption)
+        words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(normal))
+    if not words:
         raise ValueError("no captions to learn a vocabulary from; give a source that has captions")
-    tokenizer.train_from_iterator(itertools.chain([first], captions), trainer)
+    # The library numbers the letters in the order of a random hash and breaks ties by number. Given
+    # to it beforehand, as special pieces of this trainer alone, they always get the same numbers.
+    letters = sorted({letter for word in words for letter in word})
+    marked = [MARK[kind].format(letter) for letter in letters]
+    options = dict(
+        vocab_size=vocab, special_tokens=[*SPECIAL, *letters, *marked], show_progress=False
+    )
+    if kind == "wordpiece":
+        trainer = trainers.WordPieceTrainer(**options)
+    else:
+        trainer = trainers.BpeTrainer(**options, end_of_word_suffix="</w>")
+    blank.train_from_iterator(
+        (f"{word} " * count for word, count in words.items()), trainer, length=len(words)
+    )
+    tokenizer = _pieces(kind, json.loads(blank.to_str())["model"])
+    tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}",
         special_tokens=[(BOS, SPECIAL.index(BOS)), (EOS, SPECIAL.index(EOS))],
@@ -119,6 +128,23 @@ def encode(
 def null_ids(tokenizer: tokenizers.Tokenizer, length: int) -> Int[np.ndarray, " {length}"]:
     """The row of the empty prompt."""
     return encode(tokenizer, [""], length)[0]
+
+
+def _pieces(kind: str, learnt: dict) -> tokenizers.Tokenizer:
+    """A tokenizer of lower-case words with the vocabulary of a trained model, or with none."""
+    vocab = learnt.get("vocab", {})
+    if kind == "wordpiece":
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK))
+        tokenizer.decoder = decoders.WordPiece()
+    else:
+        merges = [tuple(pair) for pair in learnt.get("merges", [])]
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(vocab, merges, unk_token=UNK, end_of_word_suffix="</w>")
+        )
+        tokenizer.decoder = decoders.BPEDecoder()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # spaces and punctuation
+    return tokenizer
 
 
 def _write(path: Path, text: str) -> None:

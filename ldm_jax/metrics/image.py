@@ -1,9 +1,11 @@
-"""How close a reconstruction is to its original: PSNR and SSIM, per sample, in any number of dimensions.
+"""How close a reconstruction is to its original: PSNR and SSIM, per sample, in any number of
+dimensions.
 
     PSNR = 10 log10(L^2 / MSE)
     SSIM = mean of (2 m_x m_y + C1) (2 s_xy + C2) / ((m_x^2 + m_y^2 + C1) (s_x^2 + s_y^2 + C2))
 
-where m, s^2, s_xy are means, variances and covariance under a Gaussian window, and L = 2 is the range of data in [-1, 1].
+where m, s^2, s_xy are means, variances and covariance under a Gaussian window, and L = 2 is the
+range of data in [-1, 1].
 """
 
 import jax
@@ -23,14 +25,16 @@ def psnr(x: Float[Array, "b *space c"], y: Float[Array, "b *space c"]) -> Float[
 def ssim(x: Float[Array, "b *space c"], y: Float[Array, "b *space c"]) -> Float[Array, " b"]:
     """Structural similarity of data in [-1, 1] (Wang et al. 2004, eq. 13); 1 where both are equal.
 
-    The window is separable and applied along every spatial axis, only where it lies fully inside; channels are averaged.
+    The window is separable and applied along every spatial axis, only where it lies fully inside;
+    channels are averaged.
 
     Raises:
       ValueError: a spatial axis that is shorter than the window.
     """
     if x.ndim < 3 or min(x.shape[1:-1]) < WINDOW:
         raise ValueError(
-            f"SSIM looks through a window of {WINDOW} positions along each axis and got the shape {x.shape[1:-1]} (*space)"
+            f"SSIM looks through a window of {WINDOW} positions along each axis "
+            f"and got the grid {x.shape[1:-1]}"
         )
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     mx, my, xx, yy, xy = _windowed(jnp.stack([x, y, x * x, y * y, x * y]))

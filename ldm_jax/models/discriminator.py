@@ -1,10 +1,12 @@
 """The patch discriminator of the autoencoder's adversarial loss (Isola et al. 2017, section 3.2.2).
 
-A stack of convolutions with kernel 4: `layers` of them halve each axis, two more keep the stride at 1, and each output
-is the score of one patch, not of the whole image. With 3 layers a score sees 70 positions along each axis.
-Reference: `NLayerDiscriminator` in taming-transformers, in any number of spatial dimensions.
+A stack of convolutions with kernel 4: `layers` of them halve each axis, two more keep the stride at
+1, and each output is the score of one patch, not of the whole image. With 3 layers a score sees 70
+positions along each axis. Reference: `NLayerDiscriminator` in taming-transformers, in any number of
+spatial dimensions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +19,17 @@ EPS = 1e-5
 init = nn.initializers.normal(0.02)
 
 
-def around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def around_one(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
     """Scales drawn from N(1, 0.02), as the reference draws those of its norms."""
     return 1 + init(key, shape, dtype)
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by its mean and variance over the batch and all positions (Ioffe & Szegedy 2015).
+    """Each channel normalised over the batch and all positions (Ioffe & Szegedy 2015, Alg. 1).
 
-    A discriminator only ever runs in training, where running averages are not read: so none are kept, and a step stays a
-    pure function of parameters and batch. Under `jit` the statistics are those of the global batch, however it is
-    sharded. Float32 inside.
+    A discriminator only ever runs in training, where running averages are not read: so none are
+    kept, and a step stays a pure function of parameters and batch. Under `jit` the statistics are
+    those of the global batch, however it is sharded. Float32 inside.
     """
 
     dtype: Any = jnp.float32
@@ -46,7 +48,8 @@ class BatchNorm(nn.Module):
 class PatchGAN(nn.Module):
     """Scores of overlapping patches, positive for real ones; float32, as the hinge loss wants them.
 
-    norm="batch" is the reference. norm="group" does not mix the samples of a batch: take it when batches are small.
+    norm="batch" is the reference. norm="group" does not mix the samples of a batch: take it when
+    batches are small.
     """
 
     width: int = 64
@@ -60,7 +63,7 @@ class PatchGAN(nn.Module):
         """Data in [-1, 1] -> one score a patch.
 
         Raises:
-          ValueError: an unknown norm, groups that do not divide the width, or an input smaller than one patch.
+          ValueError: an unknown norm, groups that do not divide the width, or too small an input.
         """
         rank, smallest = x.ndim - 2, 3 * 2**self.layers
         if self.norm not in NORMS:
@@ -75,7 +78,14 @@ class PatchGAN(nn.Module):
 
         def conv(name, features, stride, bias=True):
             return nn.Conv(
-                features, (4,) * rank, stride, 1, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name
+                features,
+                (4,) * rank,
+                stride,
+                1,
+                use_bias=bias,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=name,
             )
 
         def norm(name):

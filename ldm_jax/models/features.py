@@ -1,6 +1,7 @@
 """A perceptual distance on any feature network, and VGG16 as the network that is usually taken.
 
-LPIPS (Zhang et al. 2018, eq. 1): features of layer l, scaled to unit length over their channels, differ at position p by
+LPIPS (Zhang et al. 2018, eq. 1): features of layer l, scaled to unit length over their channels,
+differ at position p by
 
     d(x, y) = sum_l mean_p sum_c w_lc (f_lpc(x) - f_lpc(y))^2
 
@@ -22,15 +23,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 EPS = 1e-8  # keeps the gradient finite where all features of a position are zero
 
 
+def standardised(x: Float[Array, "b *space 3"]) -> Float[Array, "b *space 3"]:
+    """RGB in [-1, 1] -> mean 0 and standard deviation 1 over ImageNet."""
+    return ((x + 1) / 2 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+
 class VGG16Features(nn.Module):
-    """The maps relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of VGG16, for RGB images in [-1, 1]."""
+    """The maps relu1_2, 2_2, 3_3, 4_3 and 5_3 of VGG16, for RGB images in [-1, 1]."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
-        mean, std = jnp.array(IMAGENET_MEAN), jnp.array(IMAGENET_STD)
-        h = ((x + 1) / 2 - mean) / std
+        h = standardised(x)
         maps = []
         for i, (width, depth) in enumerate(VGG16_BLOCKS, start=1):
             if i > 1:
@@ -54,10 +59,11 @@ def perceptual_distance(
 ) -> Float[Array, " b"]:
     """LPIPS (Zhang et al. 2018, eq. 1) for each sample; 0 where the features agree.
 
-    `features` maps data to one `[b *space c]` array a layer; `weights` has one vector of c numbers a layer.
+    `features` maps data to one `[b *space c]` array a layer; `weights` has one vector of c numbers
+    a layer.
 
     Raises:
-      ValueError: as many weights as layers were expected.
+      ValueError: the weights are not as many as the layers.
     """
     fx, fy = features(x), features(y)
     if weights is not None and len(weights) != len(fx):

@@ -1,13 +1,14 @@
-"""The text encoder that a latent diffusion model trains along with its U-Net (Rombach et al. 2022, section 3.3).
+"""The text encoder that a latent diffusion model trains along with its U-Net (Rombach et al. 2022,
+section 3.3).
 
 A plain transformer over token ids: token plus learned position embedding, then pre-norm layers
 
     x = x + attention(norm(x))          heads * head_dim need not equal the width
     x = x + feed_forward(norm(x))       width -> 4 width -> width, exact GELU, not gated
 
-and a last norm. It sees the whole sentence (no causal mask). The reference is `TransformerWrapper` around `Encoder` in
-`ldm/modules/x_transformer.py` of CompVis/latent-diffusion with the settings of its `BERTEmbedder`; the head that
-predicts tokens is not built, since nothing reads it.
+and a last norm. It sees the whole sentence (no causal mask). The reference is `TransformerWrapper`
+around `Encoder` in `ldm/modules/x_transformer.py` of CompVis/latent-diffusion with the settings of
+its `BERTEmbedder`; the head that predicts tokens is not built, since nothing reads it.
 """
 
 from typing import Any
@@ -16,31 +17,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ldm_jax.nn import attention
-
-LAYER_NORM_EPS = 1e-5  # torch's, where flax has 1e-6
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention without biases on q, k and v."""
-
-    heads: int
-    head_dim: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
-        def project(name):
-            y = nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name)(x)
-            return y.reshape(*x.shape[:2], self.heads, self.head_dim)
-
-        y = attention.attend(project("q"), project("k"), project("v"), mask)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y.reshape(*x.shape[:2], -1))
+from ldm_jax.nn import attention, conv
 
 
 class Layer(nn.Module):
+    """Attention among the tokens, without biases on q, k and v, and a feed-forward."""
+
     heads: int
     head_dim: int
     dtype: Any = jnp.float32
@@ -50,12 +32,13 @@ class Layer(nn.Module):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        h = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm_attn")(x)
-        x = x + SelfAttention(self.heads, self.head_dim, self.dtype, name="attn")(h, mask)
-        h = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm_ff")(x)
-        h = nn.Dense(4 * width, dtype=self.dtype, name="ff_in")(h)
+        attend = attention.Attention(self.heads, self.head_dim, dtype=self.dtype, name="attn")
+        h = nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm_attn")(x)
+        x = x + attend(h, mask=mask)
+        h = nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm_ff")(x)
+        h = conv.dense(4 * width, "ff_in", self.dtype)(h)
         h = nn.gelu(h, approximate=False)
-        return x + nn.Dense(width, dtype=self.dtype, name="ff_out")(h)
+        return x + conv.dense(width, "ff_out", self.dtype)(h)
 
 
 class TextTransformer(nn.Module):
@@ -94,4 +77,4 @@ class TextTransformer(nn.Module):
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.layers):
             x = layer(self.heads, self.head_dim, self.dtype, name=f"layer_{i}")(x, mask)
-        return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)

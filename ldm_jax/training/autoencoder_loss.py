@@ -22,7 +22,9 @@ from ldm_jax.metrics.image import psnr
 from ldm_jax.types import Loss, Params
 
 # (arrays, x, y) -> distance per sample
-Perceptual = Callable[[Params, Float[Array, "b *space c"], Float[Array, "b *space c"]], Float[Array, " b"]]
+Perceptual = Callable[
+    [Params, Float[Array, "b *space c"], Float[Array, "b *space c"]], Float[Array, " b"]
+]
 
 LAST_KERNEL = ("decoder", "conv_out", "kernel")
 
@@ -110,7 +112,9 @@ def autoencoder_loss(
                 kernel = kernel[key]
             still = jax.lax.stop_gradient(z)
             _, pull = jax.vjp(lambda k: decode(_with_last_kernel(fixed, k), still), kernel)
-            weight = adaptive_weight(pull, jax.grad(nll)(constant), jax.grad(generator_loss)(constant))
+            weight = adaptive_weight(
+                pull, jax.grad(nll)(constant), jax.grad(generator_loss)(constant)
+            )
             generator = generator_loss(reconstruction)
             hinge = hinge_discriminator(judge(params["disc"], x), judge(params["disc"], constant))
             return weight * disc_weight * generator + hinge, {

@@ -57,7 +57,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state.replace(ema=None)), ema=ocp.args.StandardSave(state.ema)
+            state=ocp.args.StandardSave(state.replace(ema=None)),
+            ema=ocp.args.StandardSave(state.ema),
         )
         if not self._manager.save(step, args=items, force=True):
             raise RuntimeError(
@@ -92,7 +93,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_ema(workdir: str | Path, shapes: Any, shardings: Any, step: int | None = None) -> tuple[Any, int]:
+def load_ema(
+    workdir: str | Path, shapes: Any, shardings: Any, step: int | None = None
+) -> tuple[Any, int]:
     """The moving average of a run's parameters and the step that it is of; reads nothing else.
 
     Raises:
@@ -109,7 +112,9 @@ def load_ema(workdir: str | Path, shapes: Any, shardings: Any, step: int | None 
         raise FileNotFoundError(f"{path} holds no step {step}; it has {steps}")
     step = steps[-1] if step is None else step
     wanted = _abstract(shapes, shardings)
-    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(
+        path, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(wanted))
         restored = manager.restore(step, args=items).ema
     _check_types(restored, wanted, f"{path}/{step}")

@@ -14,13 +14,16 @@ BINS = 4  # the loss is also logged for each quarter of the times
 
 
 def diffusion_loss(
-    model: LatentDiffusion, objective: Callable[..., Any], drop: float | Mapping[str, float] = 0.1
+    model: LatentDiffusion,
+    objective: Callable[..., Any],
+    drop: float | Mapping[str, float] = 0.1,
+    train: bool = True,
 ) -> Loss:
     """A Loss over the parameters of network and conditioner; `frozen` are the arrays of the codec.
 
     `objective(network)` is a loss of (rng, x0, cond), e.g. `objectives.diffusion_loss` with all but its network bound.
     `drop` is the probability with which a condition is replaced by the null condition, for all fields or by field
-    (Ho & Salimans 2022).
+    (Ho & Salimans 2022). `train=False` leaves the network's own drop-out off.
     """
 
     def loss(params, frozen, batch, rng, step):
@@ -28,7 +31,9 @@ def diffusion_loss(
         x0 = jax.lax.stop_gradient(model.codec.encode(frozen, batch["x"], for_codec))
         drops = conditioners.draw_drops(for_drop, model.fields, drop, x0.shape[0])
         cond = model.condition(params, batch, drops)
-        value, parts = objective(model.raw(params, for_dropout))(for_noise, x0, cond)
+        value, parts = objective(model.raw(params, for_dropout if train else None))(
+            for_noise, x0, cond
+        )
         bins = objectives.bin_means(parts["loss_per_sample"], parts["t"], BINS)
         return value, {f"loss_t{i}": bins[i] for i in range(BINS)}
 

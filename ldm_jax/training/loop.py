@@ -148,7 +148,9 @@ def train(run: Run, workdir: str | Path) -> int:
                     log.scalars(at, values)
                     in_a_row = int(state.skipped)
                     if in_a_row:
-                        log.say(f"step {at}: {in_a_row} step(s) in a row were not finite and were skipped")
+                        log.say(
+                            f"step {at}: {in_a_row} step(s) in a row were not finite and were skipped"
+                        )
                     if in_a_row >= run.max_skipped:
                         raise TrainingStopped(_why(run, state, batch, in_a_row))
                     window, waited, timed, since = [], 0.0, at, time.perf_counter()
@@ -167,7 +169,9 @@ def train(run: Run, workdir: str | Path) -> int:
             saved.save(state)
             durable = saved.wait()
             if interrupt.name is not None:
-                log.say(f"{interrupt.name}: step {durable} is saved; the same command goes on from there")
+                log.say(
+                    f"{interrupt.name}: step {durable} is saved; the same command goes on from there"
+                )
             log.close()
             saved.close()
     logging.info("ended at step %d", at)

@@ -31,7 +31,9 @@ def make_mesh(
     devices = jax.devices() if devices is None else list(devices)
     shape = [data, fsdp, tensor]
     if shape.count(-1) > 1:
-        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} has more than one -1; fix all but one")
+        raise ValueError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} has more than one -1; fix all but one"
+        )
     known = math.prod(s for s in shape if s != -1)
     shape = [len(devices) // known if s == -1 else s for s in shape]
     if min(shape) < 1 or math.prod(shape) != len(devices):
@@ -71,12 +73,18 @@ def _layout(mesh: Mesh, name: str, shape: tuple[int, ...], value: Layout) -> Nam
         largest = max(axes, key=lambda i: shape[i])
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
     if isinstance(value, str):
-        raise ValueError(f"the layout {value!r} is unknown; choose 'replicate', 'fsdp' or a tuple of mesh axes")
+        raise ValueError(
+            f"the layout {value!r} is unknown; choose 'replicate', 'fsdp' or a tuple of mesh axes"
+        )
     if len(value) != len(shape):
-        raise ValueError(f"the layout {tuple(value)} of {name!r} has {len(value)} axes, the array has {shape}")
+        raise ValueError(
+            f"the layout {tuple(value)} of {name!r} has {len(value)} axes, the array has {shape}"
+        )
     for axis, size in zip(value, shape, strict=True):
         if axis is not None and axis not in AXES:
-            raise ValueError(f"the layout of {name!r} names the mesh axis {axis!r}; choose among {AXES}")
+            raise ValueError(
+                f"the layout of {name!r} names the mesh axis {axis!r}; choose among {AXES}"
+            )
         if axis is not None and size % mesh.shape[axis]:
             raise ValueError(
                 f"an axis of {size} of {name!r} does not divide over {mesh.shape[axis]} devices ({axis})"
@@ -91,7 +99,9 @@ def layouts(mesh: Mesh, rules: Sequence[tuple[str, Layout]], params: Any) -> Any
       ValueError: a leaf without a rule, a rule without a leaf, or a layout that does not fit its array.
     """
     values = tree.map_by_rule(rules, params)
-    return tree.map_named(lambda name, leaf, value: _layout(mesh, name, leaf.shape, value), params, values)
+    return tree.map_named(
+        lambda name, leaf, value: _layout(mesh, name, leaf.shape, value), params, values
+    )
 
 
 def state_layouts(mesh: Mesh, rules: Sequence[tuple[str, Layout]], state: Any) -> Any:
@@ -118,3 +128,9 @@ def state_layouts(mesh: Mesh, rules: Sequence[tuple[str, Layout]], state: Any) -
 def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The global batch on the mesh, from this process's part of it."""
     return jax.make_array_from_process_local_data(batch_layout(mesh), batch)
+
+
+def round_up(count: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `count` that divides over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-count // ways) * ways

@@ -1,0 +1,54 @@
+"""The demo's second stage: text to 32x32 `shapes` in the latents of configs/demo_autoencoder.py, on two CPU cores.
+
+python train.py --config configs/demo.py --workdir runs/demo/model
+python sample.py --workdir runs/demo/model --prompt "a red circle to the left of a blue square" --n 4
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.seed, c.steps = 0, 1200
+    c.data = dict(
+        source=dict(
+            name="tfds_source.tfds",
+            dataset="shapes/simple",
+            data_dir="runs/demo/data",
+            split="train",
+            caption="caption",
+        ),
+        validation=dict(split="validation"),
+        batch=64,
+        size=32,
+    )
+    c.tokenizer = dict(kind="wordpiece", vocab=200, length=32)
+    c.codec = dict(name="from_autoencoder", run="runs/demo/autoencoder")
+    c.model = dict(
+        name="unet.UNet",
+        width=64,
+        mults=(1, 2),
+        blocks=1,
+        attention=(1, 1),
+        middle=1,
+        head_dim=32,
+        groups=16,
+    )
+    c.conditioner = dict(name="Text", width=128, layers=2, heads=4, head_dim=32)
+    c.path, c.target = dict(name="rectified_flow"), dict(name="flow")
+    c.objective = dict(name="diffusion", times=dict(name="logit_normal"), drop=0.1)
+    c.optimizer = dict(
+        name="adamw",
+        lr=1e-3,
+        warmup=100,
+        decay="cosine",
+        b2=0.99,
+        weight_decay=0.01,
+        clip=1.0,
+        ema=0.995,
+    )
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.sharding = ((".*", "replicate"),)
+    c.sampler = dict(solver="heun", steps=12, guidance=3.0)
+    c.log = dict(every=50, evaluate=600, save=600, batches=4, samples=16)
+    return c

@@ -1,0 +1,47 @@
+"""The demo's first stage: a small f4 KL autoencoder on the 32x32 `shapes`, on two CPU cores.
+
+python -m ldm_jax.data.shapes --data_dir runs/demo/data --config simple
+python train.py --config configs/demo_autoencoder.py --workdir runs/demo/autoencoder
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.seed, c.steps = 0, 600
+    c.data = dict(
+        source=dict(
+            name="tfds_source.tfds",
+            dataset="shapes/simple",
+            data_dir="runs/demo/data",
+            split="train",
+        ),
+        validation=dict(split="validation"),
+        batch=32,
+        size=32,
+    )
+    c.model = dict(
+        name="autoencoder.KLAutoencoder",
+        width=24,
+        mults=(1, 2, 2),
+        blocks=1,
+        z_channels=4,
+        embed=4,
+        groups=8,
+    )
+    c.objective = dict(name="autoencoder", kind="l2", kl_weight=1e-4)
+    c.optimizer = dict(
+        name="adamw",
+        lr=2e-3,
+        warmup=50,
+        decay="cosine",
+        b2=0.99,
+        weight_decay=0.0,
+        clip=1e4,
+        ema=0.99,
+    )
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.sharding = ((".*", "replicate"),)
+    c.log = dict(every=50, evaluate=300, save=300, batches=4, samples=8)
+    return c

@@ -1,0 +1,321 @@
+"""The one input pipeline: from any source to batches, as a pure function of the step.
+
+Position `p = step * batch + j` of the global stream decides everything about example j of a step:
+the record (a new permutation of the source in each epoch) and the randomness of its augmentation (a
+generator keyed by the seed and p). A process computes its contiguous block of the global batch, so
+the batch does not depend on the number of processes, nor on workers, nor on where a run was
+resumed. grain only computes steps ahead of time, in threads or in worker processes.
+
+A record that cannot be shown is replaced by the next one that can. The batch says so (`_bad`),
+since it may come from a worker process, and `BadRecords` counts and names it on the host.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from ldm_jax.data import tokenizer as text
+from ldm_jax.data import transforms
+
+_PATIENCE = 100  # so many unreadable records in a row are no accident
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records by number; picklable, for worker processes."""
+
+    name: str
+    fingerprint: str  # changes when the records do
+    classes: tuple[str, ...] | None  # names of the labels
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image`: encoded bytes or uint8 [h w c]; `caption`: one text or more; `label`; others."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names in every record."""
+
+    def only(self, fields: Sequence[str]) -> "Source":
+        """The same records, of which only these fields are needed."""
+
+    def name_of(self, index: int) -> str:
+        """How to call a record in a message."""
+
+    def captions(self) -> Iterator[str]:
+        """All captions, without reading the pictures."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """`self[step]` is the batch of a step, as arrays of this process; see `batches`."""
+
+    source: Source
+    batch: int
+    size: tuple[int, int]
+    seed: int
+    crop: str
+    flip: bool
+    fields: tuple[str, ...]
+    tokenizer: Any = field(repr=False)
+    length: int
+    process_index: int
+    process_count: int
+    workers: int
+    prefetch: int
+    max_bad_rate: float
+    shuffle: bool
+    repeat: bool
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return sys.maxsize if self.repeat else len(self.source) // self.batch
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step; `_bad` [b] is the number of the record that was replaced, or -1."""
+        examples = self._examples(step)
+        out = {"x": transforms.to_unit(np.stack([example["x"] for example in examples]))}
+        for name in self.fields:
+            out[name] = _numbers(name, [example[name] for example in examples], self.source)
+        if self.tokenizer is not None:
+            captions = [example["caption"] for example in examples]
+            out["tokens"] = text.encode(self.tokenizer, captions, self.length)
+        out["_bad"] = np.array([example["_bad"] for example in examples], np.int64)
+        return out
+
+    def iterate(
+        self, start_step: int = 0, bad: "BadRecords | None" = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from a step on, computed ahead, without `_bad`: that goes to `bad`.
+
+        Raises:
+          ValueError: more records than `max_bad_rate` cannot be read.
+        """
+        bad = BadRecords(self.source, self.max_bad_rate) if bad is None else bad
+        reading = grain.ReadOptions(num_threads=self.prefetch, prefetch_buffer_size=self.prefetch)
+        steps = grain.MapDataset.source(self)[start_step:].to_iter_dataset(reading)
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its own: outside of absl, the defaults
+            ahead = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.prefetch)
+            steps = steps.mp_prefetch(ahead)
+        steps = iter(steps)
+        try:
+            for out in steps:
+                bad.add(out.pop("_bad"))
+                yield out
+        finally:
+            steps.close()
+
+    def records(self, step: int) -> list[dict[str, Any]]:
+        """The raw records of a step, those that replace unreadable ones included."""
+        return [self.source[example["index"]] for example in self._examples(step)]
+
+    def captions(self, step: int) -> list[str]:
+        """The captions of a step: the texts behind `tokens`.
+
+        Raises:
+          ValueError: the source has none.
+        """
+        if "caption" not in self.source.fields:
+            raise ValueError(f"{self.source.name} has no captions; it has {self.source.fields}")
+        return [example["caption"] for example in self._examples(step)]
+
+    def _examples(self, step: int) -> list[dict[str, Any]]:
+        if not 0 <= step < len(self):
+            raise IndexError(
+                f"there are {len(self)} steps of {self.batch} in {self.source.name}, not {step}"
+            )
+        share = self.batch // self.process_count
+        first = step * self.batch + self.process_index * share
+        order = grain.MapDataset.range(len(self.source))
+        if self.shuffle:  # grain adds the epoch to its seed; hashed, seed 1 is not seed 0 later on
+            order = order.shuffle(seed=int(np.random.SeedSequence(self.seed).generate_state(1)[0]))
+        return [self._example(int(order[p]), p) for p in range(first, first + share)]
+
+    def _example(self, index: int, position: int) -> dict[str, Any]:
+        reasons = []
+        for offset in range(min(_PATIENCE, len(self.source))):
+            at = (index + offset) % len(self.source)
+            try:
+                example = self._shown(at, np.random.default_rng((self.seed, position)))
+            except (transforms.BadImage, OSError) as error:  # OSError: a file that has gone
+                reasons.append(error)
+                continue
+            return example | {"index": at, "_bad": index if offset else -1}
+        raise ValueError(
+            f"{len(reasons)} records of {self.source.name} in a row cannot be read, the first is "
+            f"{self.source.name_of(index)}: {reasons[0]}; repair or remove them"
+        )
+
+    def _shown(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        record = self.source[index]
+        image = transforms.decode(record["image"], at_least=self.size)
+        view = transforms.window(image.size, self.size, crop=self.crop, flip=self.flip, rng=rng)
+        example = {"x": transforms.show(image, view, self.size)}
+        for name in self.fields:
+            example[name] = record[name]
+        if "segmentation" in self.fields:
+            labels = transforms.decode_labels(record["segmentation"])
+            example["segmentation"] = transforms.show_labels(labels, view, self.size)
+        if "caption" in record:
+            caption = record["caption"]
+            example["caption"] = (
+                caption if isinstance(caption, str) else caption[rng.integers(len(caption))]
+            )
+        return example
+
+
+def batches(
+    source: Source,
+    *,
+    batch: int,
+    size: int | Sequence[int],
+    seed: int,
+    crop: str = "center",
+    flip: bool = False,
+    fields: Sequence[str] = (),
+    tokenizer: Any = None,
+    length: int = 77,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    max_bad_rate: float = 0.01,
+    shuffle: bool = True,
+    repeat: bool = True,
+) -> Batches:
+    """Batches with `x`: float32 [b h w 3] in [-1, 1], `tokens`: int32 [b length], and `fields`.
+
+    Args:
+      batch: pictures in the global batch; each process computes `batch / process_count` of them.
+      size: the side, or (h, w).
+      crop: "center" or "random"; `flip`: mirror every second picture at random.
+      fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h
+        w], cut and mirrored with the picture), or any field of numbers (int32 or float32 [b ...]).
+      tokenizer: with it, `tokens` are the captions in `length` numbers.
+      workers: worker processes; 0 means threads of this one.
+      prefetch: how many batches to compute ahead (in each worker).
+      max_bad_rate: the share of unreadable records above which `iterate` stops.
+      repeat: without it there are `len(source) // batch` steps; the rest of the epoch is left out.
+
+    Raises:
+      ValueError: sizes that do not fit each other, or a field that the source does not have.
+    """
+    height_width = (size, size) if isinstance(size, int) else tuple(size)
+    if len(height_width) != 2 or min(height_width) < 1:
+        raise ValueError(f"size={size!r} is neither a side in pixels nor (height, width)")
+    if crop not in ("center", "random"):
+        raise ValueError(f"unknown crop {crop!r}; choose 'center' or 'random'")
+    if batch < 1 or batch > len(source):
+        raise ValueError(
+            f"a batch of {batch} cannot be drawn from the {len(source)} records of {source.name}; "
+            f"choose a batch from 1 to {len(source)}"
+        )
+    if batch % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {process_count} processes (this is number "
+            f"{process_index}); choose a multiple of {process_count}"
+        )
+    if seed < 0 or workers < 0 or prefetch < 1:
+        raise ValueError(
+            f"seed={seed}, workers={workers}, prefetch={prefetch}: at least 0, 0 and 1"
+        )
+    if "tokens" in fields and tokenizer is None:
+        raise ValueError("the field 'tokens' needs a tokenizer; train one on source.captions()")
+    fields = tuple(name for name in fields if name != "tokens")
+    absent = [name for name in fields if name not in source.fields]
+    if absent:
+        raise ValueError(
+            f"{source.name} has no field {absent[0]!r}; its fields are {source.fields}"
+        )
+    if tokenizer is not None and "caption" not in source.fields:
+        raise ValueError(
+            f"{source.name} has no captions to make tokens of; its fields are {source.fields}"
+        )
+    if tokenizer is not None:
+        text.null_ids(tokenizer, length)  # raises where there is no room
+    return Batches(
+        source=source.only(("image", "caption", *fields)),
+        batch=batch,
+        size=height_width,
+        seed=seed,
+        crop=crop,
+        flip=flip,
+        fields=fields,
+        tokenizer=tokenizer,
+        length=length,
+        process_index=process_index,
+        process_count=process_count,
+        workers=workers,
+        prefetch=prefetch,
+        max_bad_rate=max_bad_rate,
+        shuffle=shuffle,
+        repeat=repeat,
+    )
+
+
+class BadRecords:
+    """Counts the records that were replaced, names each once, and stops a run that has too many.
+
+    The limit is `max_rate` plus three standard deviations of chance, and nothing is judged before
+    100 records were seen. With several processes each one judges what it has read itself.
+    """
+
+    def __init__(self, source: Source, max_rate: float):
+        self.source, self.max_rate = source, max_rate
+        self.seen = self.bad = 0
+        self.named: dict[int, str] = {}
+
+    def add(self, replaced: np.ndarray) -> None:
+        """Take note of the `_bad` of a batch.
+
+        Raises:
+          ValueError: above the limit.
+        """
+        self.seen += len(replaced)
+        for index in replaced[replaced >= 0].tolist():
+            self.bad += 1
+            if index not in self.named:
+                self.named[index] = f"{self.source.name_of(index)}: {self._reason(index)}"
+                logging.warning("replaced by the next record: %s", self.named[index])
+        limit = self.max_rate * self.seen + 3 * (self.max_rate * self.seen) ** 0.5
+        if self.seen >= 100 and self.bad > limit:
+            raise ValueError(
+                f"{self.bad} of {self.seen} records of {self.source.name} could not be read, "
+                f"more than max_bad_rate={self.max_rate:g}; the first is "
+                f"{next(iter(self.named.values()))}; "
+                "repair or remove them, or raise the rate"
+            )
+
+    def _reason(self, index: int) -> str:
+        try:
+            transforms.decode(self.source[index]["image"])
+        except (transforms.BadImage, OSError) as error:
+            return str(error)
+        return "does not fit its other fields"
+
+
+def _numbers(name: str, values: list[Any], source: Source) -> np.ndarray:
+    """int32 or float32 [b ...]; numbers may be written as text, as in a csv file."""
+    try:
+        array = np.stack([np.asarray(value) for value in values])
+        if array.dtype.kind not in "iub":
+            array = array.astype(np.float32)
+        if name == "label" or array.dtype.kind in "iub":
+            whole = array.astype(np.int32)
+            if (whole != array).any():
+                raise ValueError("not whole numbers of 32 bits")
+            array = whole
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the field {name!r} of {source.name} is not a number, or an array of one shape, in "
+            f"every record ({error}); leave it out of fields"
+        ) from error
+    return array

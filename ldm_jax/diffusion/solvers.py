@@ -1,0 +1,131 @@
+"""The solvers: one step from a noise level p to a cleaner one q.
+
+Deterministic solvers integrate the probability-flow ODE in the form
+
+    dx = x0(x, t) d alpha + eps(x, t) d sigma
+
+in which all paths look alike: no solver divides by alpha_p (0 at the noisy end of flows) or by
+sigma_q (0 at clean data), so the first and the last step are no special cases. A step takes and
+returns states in the units of the path.
+
+| solver      | order | calls a step           | source                                         |
+|-------------|-------|------------------------|------------------------------------------------|
+| ddpm        | 1 SDE | 1                      | Ho et al. 2020, Algorithm 2                    |
+| ddim(eta)   | 1     | 1                      | Song et al. 2021 (DDIM), eq. 12, 16            |
+| euler       | 1     | 1                      | Karras et al. 2022, Algorithm 1 without line 6 |
+| heun        | 2     | 2, and 1 in the last   | Karras et al. 2022, Algorithm 1                |
+| dpmpp_2m    | 2     | 1                      | Lu et al. 2022 (DPM-Solver++), Algorithm 2     |
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from ldm_jax.diffusion.process import over, posterior, snr_ratio, transition
+from ldm_jax.diffusion.samplers import Solver, noise
+
+
+def _none(x):
+    return ()
+
+
+def ddpm(variance: Literal["small", "large"] = "small") -> Solver:
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2).
+
+    Draws from q(x_q | x_p, x0) with the estimated x0. `variance` is that of this posterior
+    ("small"), or of the noising step from q to p ("large"; section 3.2 there). One call of the
+    network a step.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f"there is no {variance=}; the choices are 'small' and 'large'")
+
+    def step(denoise, x, p, q, memory, rng):
+        x0 = denoise(x, p.t).x0
+        of_x0, of_x, var = posterior(p, q)
+        if variance == "large":
+            var = jnp.where(q.sigma > 0, transition(p, q)[1], 0.0)  # clean data get no noise
+        z = noise(rng, x.shape, x.dtype)
+        return over(of_x0, x) * x0 + over(of_x, x) * x + over(jnp.sqrt(var), x) * z, memory, x0
+
+    return Solver(_none, step)
+
+
+def ddim(eta: ArrayLike = 0.0) -> Solver:
+    """Song et al. 2021, eq. 12 with the noise of eq. 16, on any path.
+
+    eta = 0 is deterministic, 1 is ddpm("small"). `eta` in [0, 1] is a scalar or one value a sample,
+    [b], and may be traced. Order 1 (eta = 0), one call a step.
+    """
+
+    def step(denoise, x, p, q, memory, rng):
+        x0, eps = denoise(x, p.t)
+        rho = snr_ratio(p, q)
+        up = jnp.asarray(eta, x.dtype) * q.sigma * jnp.sqrt((1 - rho) * (1 + rho))
+        down = jnp.sqrt((q.sigma - up) * (q.sigma + up))
+        z = noise(rng, x.shape, x.dtype)
+        return over(q.alpha, x) * x0 + over(down, x) * eps + over(up, x) * z, memory, x0
+
+    return Solver(_none, step)
+
+
+def euler() -> Solver:
+    """Euler's method; the first stage of Karras et al. 2022, Algorithm 1. Order 1, one call a step.
+
+    The ODE is straight in alpha and sigma where x0 and eps are constant, so this is ddim(0) on
+    every path, without drawing noise.
+    """
+
+    def step(denoise, x, p, q, memory, rng):
+        x0, eps = denoise(x, p.t)
+        return x + over(q.alpha - p.alpha, x) * x0 + over(q.sigma - p.sigma, x) * eps, memory, x0
+
+    return Solver(_none, step)
+
+
+def heun() -> Solver:
+    """Karras et al. 2022, Algorithm 1, on any path: Euler, then the trapezoid.
+
+    Order 2; two calls a step, one in a step to clean data. On alpha = 1 these are the paper's
+    steps, on a rectified flow Heun's method in t.
+    """
+
+    def step(denoise, x, p, q, memory, rng):
+        x0, eps = denoise(x, p.t)
+        d_alpha, d_sigma = over(q.alpha - p.alpha, x), over(q.sigma - p.sigma, x)
+        guess = x + d_alpha * x0 + d_sigma * eps
+
+        def corrected():
+            again = denoise(guess, q.t)
+            better = x + d_alpha * (x0 + again.x0) / 2 + d_sigma * (eps + again.eps) / 2
+            return jnp.where(over(q.sigma, x) > 0, better, guess)
+
+        return lax.cond(jnp.any(q.sigma > 0), corrected, lambda: guess), memory, x0
+
+    return Solver(_none, step)
+
+
+def dpmpp_2m() -> Solver:
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 is extrapolated linearly in lambda.
+
+    Order 2 with one call a step. The first step and the one to clean data are of order 1, as is the
+    second on a path that starts from pure noise (lambda = -inf there).
+    """
+
+    def init(x):
+        # An infinite step before the first one: extrapolation from it has weight 0.
+        return jnp.zeros_like(x), jnp.full(x.shape[:1], jnp.inf, x.dtype)
+
+    def step(denoise, x, p, q, memory, rng):
+        before, h_before = memory
+        x0 = denoise(x, p.t).x0
+        h = jnp.log(q.alpha / q.sigma) - jnp.log(p.alpha / p.sigma)
+        h = jnp.broadcast_to(h, x.shape[:1])
+        weight = over(jnp.where(jnp.isfinite(h), h, 0.0) / (2 * h_before), x)
+        data = x0 + weight * (x0 - before)
+        # The paper's alpha_q (1 - exp(-h)) is of_x0; both factors stay finite for h = inf.
+        of_x, of_x0 = q.sigma / p.sigma, q.alpha - q.sigma * p.alpha / p.sigma
+        return over(of_x, x) * x + over(of_x0, x) * data, (x0, h), x0
+
+    return Solver(init, step)

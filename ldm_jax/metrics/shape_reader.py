@@ -1,0 +1,213 @@
+"""An independent reader of `shapes`: rules on pixels and on words, nothing trained, nothing of the code that draws.
+
+Pictures. A pixel is a mixture of one palette colour and grey, rgb = a * colour + (1 - a) * grey, so that its chroma
+(rgb minus its mean) points along the colour's chroma whatever the grey is, and its length tells a. Pixels with a > 1/2 of one
+hue that hang together and have a core are an object. Its shape is the template, stretched to a box, with the largest
+
+    sum min(a, t) / sum max(a, t)
+
+over the pixels that belong to no other object, so that what is hidden does not count. The sides of the box are searched around
+the visible ones, and further out where another object touches.
+
+Captions. Words are read as objects (a colour followed by a shape), places (left, top, ...) and relations (left of, below it, ...), clause by
+clause. Sizes and backgrounds are not judged.
+
+A picture agrees with a caption when its objects can be matched one to one with the claimed ones in colour, shape, place and
+relation. "On the left" says nothing about height; the border between left and right has a belt in which neither is true.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from ldm_jax.data.shapes.vocabulary import COLOURS, SHAPES
+
+LEAST_AREA = 0.01  # of the picture: smaller patches are specks
+LEAST_OVERLAP = 0.6  # of the best template: what fits worse has no shape
+LEAST_ASPECT = 0.85  # shorter by longer side of a box: flatter ones count in proportion less
+LEAST_SEEN = 0.8  # of a template: boxes that hide more under others count in proportion less
+EDGE = 0.06  # the half width of the belt between left and right, top and bottom
+MIDDLE = 0.15  # how far from the centre of the picture "in the middle" reaches
+APART = 0.08  # the least distance along its axis for a relation
+
+
+class Found(NamedTuple):
+    """An object in a picture. Lengths are parts of the picture's sides, y downwards."""
+
+    shape: str | None  # None: nothing that we know
+    colour: str
+    centre: tuple[float, float]  # y, x of the middle of the box
+    area: float  # of what is seen, as a part of the picture
+    box: tuple[float, float, float, float]  # ymin, xmin, ymax, xmax, with what is hidden
+
+
+class Claim(NamedTuple):
+    """An object in a caption."""
+
+    colour: str
+    shape: str
+    place: tuple[str, ...] = ()  # of left, right, top, bottom, middle
+
+
+class Claims(NamedTuple):
+    """What a caption says: (i, "left", j) means that object i is left of object j."""
+
+    objects: tuple[Claim, ...]
+    relations: tuple[tuple[int, str, int], ...]
+
+
+# --- pictures
+
+GRAIN = 240  # samples along each side of a template
+PALETTE = np.array(list(COLOURS.values()), np.float64)
+CHROMA = PALETTE - PALETTE.mean(1, keepdims=True)
+
+
+@functools.cache
+def summed(shape: str) -> Float[np.ndarray, "n n"]:
+    """The summed-area table of a shape that fills the unit square: any box's share of it by four look-ups."""
+    n = GRAIN * 4
+    canvas = Image.new("1", (n, n))
+    pen = ImageDraw.Draw(canvas)
+    third, two_thirds = 0.32 * n, 0.68 * n
+    turns = np.arange(10) * np.pi / 5
+    reach = np.where(np.arange(10) % 2, 0.45, 1.0)
+    star = np.stack([reach * np.sin(turns), -reach * np.cos(turns)], 1)
+    star = n * (star - star.min(0)) / np.ptp(star, axis=0)
+    if shape == "circle":
+        pen.ellipse((0, 0, n - 1, n - 1), fill=1)
+    elif shape == "square":
+        pen.rectangle((0, 0, n, n), fill=1)
+    elif shape == "cross":
+        pen.rectangle((third, 0, two_thirds, n), fill=1)
+        pen.rectangle((0, third, n, two_thirds), fill=1)
+    else:
+        corners = {
+            "triangle": [(n / 2, 0), (n, n), (0, n)],
+            "diamond": [(n / 2, 0), (n, n / 2), (n / 2, n), (0, n / 2)],
+            "star": [tuple(corner) for corner in star],
+        }
+        pen.polygon(corners[shape], fill=1)
+    mask = np.asarray(canvas, np.float64).reshape(GRAIN, 4, GRAIN, 4).mean((1, 3))
+    return np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0))) / GRAIN**2
+
+
+def template(
+    shape: str, boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]
+) -> Float[np.ndarray, "n h w"]:
+    """How much of each pixel the shape covers when it fills a box (in pixels: ymin, xmin, ymax, xmax)."""
+
+    def index(edges, low, high):
+        part = (np.arange(edges + 1) - low[:, None]) / (high - low)[:, None]
+        return np.rint(np.clip(part, 0, 1) * GRAIN).astype(int)
+
+    rows, columns = index(size[0], boxes[:, 0], boxes[:, 2]), index(size[1], boxes[:, 1], boxes[:, 3])
+    table = summed(shape)[rows[:, :, None], columns[:, None, :]]
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.diff(np.diff(table, axis=1), axis=2) * area[:, None, None]
+
+
+def read(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
+    """The objects in a picture, in no particular order."""
+    size = image.shape[:2]
+    chroma = image.astype(np.float64) - image.mean(-1, keepdims=True)
+    along = chroma @ (CHROMA / np.linalg.norm(CHROMA, axis=1, keepdims=True)).T
+    nearest = along.argmax(-1)
+    share = along / np.linalg.norm(CHROMA, axis=1)  # the part a of each palette colour
+    solid = share.max(-1) > 0.5
+    owner = np.zeros(size, int)
+    colours = []
+    for k in range(len(PALETTE)):
+        patches, count = ndimage.label(solid & (nearest == k), np.ones((3, 3)))
+        cores = ndimage.binary_erosion(patches > 0)
+        for i in range(1, count + 1):
+            patch = patches == i
+            if patch.sum() >= LEAST_AREA * patch.size and (patch & cores).any():
+                colours.append(k)
+                owner[patch] = len(colours)
+    if not colours:
+        return []
+    # Rims between two colours have a third hue, but no core: give them to the object beside them.
+    far, (ys, xs) = ndimage.distance_transform_edt(owner == 0, return_indices=True)
+    owner = np.where((far < 2.5) & (solid | (owner > 0)), owner[ys, xs], 0)
+    return [found(owner, i + 1, share[..., k], list(COLOURS)[k]) for i, k in enumerate(colours)]
+
+
+def found(
+    owner: np.ndarray, number: int, share: Float[np.ndarray, "h w"], colour: str
+) -> Found:
+    """The object of that number in a map of owners: its shape and its box by matching templates."""
+    h, w = owner.shape
+    mine, others = owner == number, (owner > 0) & (owner != number)
+    near = ndimage.binary_dilation(mine, np.ones((3, 3))) & ~others
+    full = max(float(np.median(share[mine])), 0.5)  # colours may be paler than the palette
+    a = np.where(near, np.clip(share / full, 0, 1), 0) * ~others
+    rows, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
+    box = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], float)
+    touched = sides_touched(mine, others, box)
+    top, left = (max(int(v - 0.5 * max(box[2:] - box[:2])) - 2, 0) for v in box[:2])
+    bottom, right = (int(v + 0.5 * max(box[2:] - box[:2])) + 3 for v in box[2:])
+    window, corner = np.s_[top:bottom, left:right], np.array([top, left, top, left])
+    fits = {s: fit(s, box - corner, a[window], ~others[window], touched) for s in SHAPES}
+    shape = max(fits, key=lambda s: fits[s][0])
+    overlap, box = fits[shape]
+    ymin, xmin, ymax, xmax = (float(v) for v in (box + corner) / (h, w, h, w))
+    return Found(
+        shape if overlap >= LEAST_OVERLAP else None,
+        colour,
+        ((ymin + ymax) / 2, (xmin + xmax) / 2),
+        float(mine.mean()),
+        (ymin, xmin, ymax, xmax),
+    )
+
+
+def sides_touched(
+    mine: Bool[np.ndarray, "h w"], others: Bool[np.ndarray, "h w"], box: Float[np.ndarray, "4"]
+) -> list[bool]:
+    """For each side of the box, whether another object touches what is seen there and may hide some of it."""
+    contact = mine & ndimage.binary_dilation(others, np.ones((3, 3)), iterations=2)
+    ys, xs = np.nonzero(contact)
+    if not len(ys):
+        return [False] * 4
+    margin = 0.35 * (box[2:] - box[:2])
+    return [
+        bool(ys.min() < box[0] + margin[0]),
+        bool(xs.min() < box[1] + margin[1]),
+        bool(ys.max() + 1 > box[2] - margin[0]),
+        bool(xs.max() + 1 > box[3] - margin[1]),
+    ]
+
+
+def fit(
+    shape: str,
+    box: Float[np.ndarray, "4"],
+    a: Float[np.ndarray, "h w"],
+    counts: Bool[np.ndarray, "h w"],
+    touched: Sequence[bool],
+) -> tuple[float, Float[np.ndarray, "4"]]:
+    """The best overlap of a shape's template with `a`, and its box: one side after the other, twice."""
+    best = 0.0
+    for _, side in itertools.product(range(2), range(4)):
+        out = -1.0 if side < 2 else 1.0
+        steps = [0.0, -0.5, 0.5, -1.0, 1.0]
+        if touched[side]:
+            reach = 0.35 * (box[2 + side % 2] - box[side % 2])
+            steps += list(np.arange(1.5, max(reach, 1.5) + 0.25, 0.5))
+        boxes = np.repeat(box[None], len(steps), 0)
+        boxes[:, side] += out * np.array(steps)
+        whole = template(shape, boxes, a.shape)
+        t = whole * counts
+        overlap = np.minimum(a, t).sum((1, 2)) / np.maximum(a, t).sum((1, 2))
+        height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        aspect = np.minimum(height, width) / np.maximum(height, width)
+        seen = t.sum((1, 2)) / whole.sum((1, 2))
+        overlap *= np.minimum(aspect / LEAST_ASPECT, 1) * np.minimum(seen / LEAST_SEEN, 1)
+        best, box = float(overlap.max()), boxes[overlap.argmax()]
+    return best, box

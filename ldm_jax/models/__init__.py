@@ -1,0 +1,1 @@
+"""The networks: each a Linen module that knows no mesh, config, loss or sampler."""

@@ -1,0 +1,254 @@
+"""The U-Net of latent diffusion: a noisy array and its time to the output F of the network.
+
+Levels of residual blocks go down in resolution and up again; each block on the way up also reads the
+output of its mirror image on the way down (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal & Nichol
+2021; Rombach et al. 2022). A condition enters in three ways, each of its own:
+
+    vector    added to the embedding of time, which every residual block reads
+    tokens    read by cross-attention
+    spatial   concatenated to the channels of x
+
+The layers are those of `UNetModel` in CompVis/latent-diffusion, and with `vector` and depths above one
+those of Stable Diffusion XL, for any number of spatial axes. Levels are numbered in the order in which
+data passes them: `down_0` is the finest level, `up_0` the coarsest.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ldm_jax.nn import attention, conv, embeddings, norms
+from ldm_jax.types import Cond
+
+Factory = Callable[..., nn.Module]
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, attention after each where wanted, then a change of it.
+
+    On the way down every output is put on the stack of skips; on the way up every block takes one.
+    """
+
+    direction: Literal["down", "up"]
+    features: int
+    blocks: int
+    res: Factory
+    attend: Factory | None
+    resample: Literal["conv", "block"] | None
+    stride: conv.PerAxis = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, skips: tuple[Array, ...], emb: Array, context: tuple, train: bool
+    ) -> tuple[Array, tuple[Array, ...]]:
+        down = self.direction == "down"
+        for j in range(self.blocks):
+            if not down:
+                x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
+            x = self.res(self.features, name=f"res_{j}")(x, emb, train)
+            if self.attend is not None:
+                x = self.attend(name=f"attn_{j}")(x, *context)
+            if down:
+                skips = (*skips, x)
+        if self.resample is None:
+            return x, skips
+        name = f"{self.direction}sample"
+        if self.resample == "block":
+            block = self.res(self.features, resample=self.direction, stride=self.stride, name=name)
+            x = block(x, emb, train)
+        elif down:
+            x = conv.Downsample(self.stride, dtype=self.dtype, name=name)(x)
+        else:
+            x = conv.Upsample(self.stride, dtype=self.dtype, name=name)(x)
+        return x, (*skips, x) if down else skips
+
+
+class Middle(nn.Module):
+    """Residual block, attention where wanted, residual block, at the coarsest resolution."""
+
+    res: Factory
+    attend: Factory | None
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, context: tuple, train: bool) -> Array:
+        x = self.res(x.shape[-1], name="res_0")(x, emb, train)
+        if self.attend is not None:
+            x = self.attend(name="attn")(x, *context)
+        return self.res(x.shape[-1], name="res_1")(x, emb, train)
+
+
+class UNet(nn.Module):
+    """`UNetModel` of CompVis/latent-diffusion; `heads` or `head_dim` says how attention is split.
+
+    Raises:
+      ValueError: a sequence with another length than `mults`, both or none of `heads` and `head_dim`,
+        heads or groups that do not divide the widths, or a depth that the kind of attention lacks.
+    """
+
+    width: int
+    mults: Sequence[int]  # width of each level, in units of `width`; finest first
+    blocks: int = 2  # residual blocks a level on the way down; one more on the way up
+    attention: Sequence[
+        int
+    ] = ()  # for each level: depth of the attention after its blocks; 0: none
+    middle: int = 1  # depth of the attention in the middle; 0: none
+    heads: int | Sequence[int] | None = None  # of attention; for all levels or for each
+    head_dim: int | None = None  # instead of `heads`
+    transformer: bool = True  # spatial transformers, which read tokens; False: plain self-attention
+    projection: Literal["conv", "linear"] = "conv"  # how transformers store proj_in and proj_out
+    scale_shift: bool = False  # time scales and shifts instead of being added
+    resample_blocks: bool = False  # residual blocks change the resolution instead of convolutions
+    dropout: float = 0.0
+    out_channels: int | None = None  # None: as many as x has
+    groups: int = 32
+    stride: conv.PerAxis = 2  # between levels; (1, 2, 2) keeps the frames of a video
+    vector: int = 0  # width of `cond.vector`; 0: the network reads none
+    dtype: Any = jnp.float32
+    remat: bool = False  # recompute each block in the backward pass
+
+    def __post_init__(self):
+        super().__post_init__()
+        levels, depths = len(self.mults), (*self.attention, self.middle)
+        for name in ("attention", "heads"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and len(value) not in (
+                (0, levels) if name == "attention" else (levels,)
+            ):
+                raise ValueError(
+                    f"{name}={tuple(value)} has {len(value)} values for {levels} levels "
+                    f"(mults={tuple(self.mults)}); give one a level"
+                )
+        norms.check_groups(self.groups, *(self.width * m for m in self.mults))
+        if not self.transformer and max(depths) > 1:
+            raise ValueError(
+                f"plain attention has a depth of 0 or 1, and attention={tuple(self.attention)}, "
+                f"middle={self.middle} ask for more; set transformer=True"
+            )
+        if any(depths) and (self.heads is None) == (self.head_dim is None):
+            raise ValueError(
+                f"attention needs either heads or head_dim and got heads={self.heads}, "
+                f"head_dim={self.head_dim}; give one of them"
+            )
+        for i, depth in enumerate(self._depths()):
+            if depth or (i == levels - 1 and self.middle):
+                attention.dim_of_head(self.width * self.mults[i], self._heads(i))
+
+    def _depths(self) -> tuple[int, ...]:
+        return tuple(self.attention) or (0,) * len(self.mults)
+
+    def _heads(self, level: int) -> int:
+        channels = self.width * self.mults[level]
+        if self.head_dim is not None:
+            if channels % self.head_dim:
+                raise ValueError(
+                    f"head_dim={self.head_dim} does not divide {channels} channels at level {level}"
+                )
+            return channels // self.head_dim
+        return self.heads if isinstance(self.heads, int) else self.heads[level]
+
+    def _attend(self, level: int, depth: int) -> Factory | None:
+        if not depth:
+            return None
+        common = dict(heads=self._heads(level), groups=self.groups, dtype=self.dtype)
+        if self.transformer:
+            return partial(
+                attention.SpatialTransformer,
+                depth=depth,
+                projection=self.projection,
+                dropout=self.dropout,
+                remat=self.remat,
+                **common,
+            )
+        block = nn.remat(attention.AttentionBlock) if self.remat else attention.AttentionBlock
+        return partial(block, **common)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b *space c"],
+        t: Float[Array, " b"],
+        cond: Cond = Cond(),  # noqa: B008 (it holds nothing)
+        train: bool = False,
+    ) -> Float[Array, "b *space k"]:
+        """F(x, t, cond) in float32; t as it was trained on, for example [0, 999] or [0, 1].
+
+        With `train`, dropout draws from the rng "dropout".
+
+        Raises:
+          ValueError: a spatial shape that the levels do not divide, or a condition that does not fit.
+        """
+        levels = len(self.mults)
+        total = conv.total_stride(self.stride, levels)
+        conv.check_divisible(x.shape[1:-1], total, f"the stride of {levels} levels")
+        self._check(x, cond)
+        out_channels = self.out_channels or x.shape[-1]
+        if cond.spatial is not None:
+            x = jnp.concatenate([x, cond.spatial.astype(x.dtype)], axis=-1)
+
+        emb = embeddings.sinusoid(t, self.width)
+        emb = embeddings.MLP(4 * self.width, self.dtype, name="time")(emb)
+        if self.vector:
+            emb = emb + embeddings.MLP(4 * self.width, self.dtype, name="vector")(cond.vector)
+        context = (cond.tokens, cond.mask, train) if self.transformer else ()
+
+        block = nn.remat(conv.ResBlock, static_argnums=(3,)) if self.remat else conv.ResBlock
+        res = partial(
+            block,
+            groups=self.groups,
+            scale_shift=self.scale_shift,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )
+
+        def level(direction, i, blocks, last, name):
+            return Level(
+                direction,
+                self.width * self.mults[i],
+                blocks,
+                res,
+                self._attend(i, self._depths()[i]),
+                None if last else "block" if self.resample_blocks else "conv",
+                self.stride,
+                self.dtype,
+                name=name,
+            )
+
+        h = conv.Conv(self.width, dtype=self.dtype, name="conv_in")(x)
+        skips = (h,)
+        for i in range(levels):
+            down = level("down", i, self.blocks, i == levels - 1, f"down_{i}")
+            h, skips = down(h, skips, emb, context, train)
+        h = Middle(res, self._attend(levels - 1, self.middle), name="mid")(h, emb, context, train)
+        for i in range(levels):
+            at = levels - 1 - i
+            up = level("up", at, self.blocks + 1, at == 0, f"up_{i}")
+            h, skips = up(h, skips, emb, context, train)
+        h = nn.silu(norms.GroupNorm(self.groups, dtype=self.dtype, name="norm_out")(h))
+        out = conv.Conv(out_channels, zero=True, dtype=self.dtype, name="conv_out")
+        return out(h).astype(jnp.float32)
+
+    def _check(self, x: Array, cond: Cond) -> None:
+        reads = self.transformer and any((*self._depths(), self.middle))
+        if cond.tokens is not None and not reads:
+            raise ValueError(
+                "the condition has tokens and this U-Net has no cross-attention; "
+                "set transformer=True and a depth in `attention` or `middle`"
+            )
+        if cond.mask is not None and cond.tokens is None:
+            raise ValueError("the condition has a mask and no tokens; give both or neither")
+        given = 0 if cond.vector is None else cond.vector.shape[-1]
+        if given != self.vector:
+            raise ValueError(
+                f"this U-Net reads a vector of width {self.vector} (0: none) and the condition's has "
+                f"width {given}; set vector={given} or change the conditioner"
+            )
+        if cond.spatial is not None and cond.spatial.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"the spatial condition has shape {cond.spatial.shape} and x has {x.shape}; "
+                "all axes but the channels must agree"
+            )

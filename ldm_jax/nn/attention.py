@@ -1,0 +1,192 @@
+"""Attention between the positions of an array, and from positions to tokens, with any number of spatial dimensions.
+
+    attend(q, k, v) = softmax(q kᵀ / √d) v
+
+Positions are the spatial axes laid out in a row, so nothing here knows how many axes there are. The softmax runs in
+float32 whatever the compute dtype. `AttentionBlock` is the block of the autoencoder and of the unconditional U-Nets;
+`SpatialTransformer` is the block through which tokens enter a U-Net (Rombach et al. 2022, section 3.3).
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from ldm_jax.nn import conv, norms
+
+LAYER_NORM_EPS = 1e-5  # torch's, where flax has 1e-6
+
+
+def attend(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    mask: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b n h d"]:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1); only keys whose mask is True are attended to.
+
+    The kernel follows the platform at trace time: cuDNN's on a GPU where it supports the case, else two products per
+    head. A sample whose mask is all False attends to every key alike.
+    """
+    if jax.default_backend() == "gpu" and _cudnn_supports(q, k, mask):
+        if mask is not None:
+            mask = jnp.broadcast_to(mask[:, None, None, :], (q.shape[0], 1, q.shape[1], k.shape[1]))
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    return _attend_per_head(q, k, v, mask)
+
+
+def _cudnn_supports(q: Array, k: Array, mask: Array | None) -> bool:
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    # The backward pass with a mask takes even lengths only.
+    lengths = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and lengths
+
+
+def _attend_per_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    # Heads go before positions: the products are then plain batches of matrices, which is faster on the CPU.
+    q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))
+    scale = q.shape[-1] ** -0.5
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.swapaxes(jnp.einsum("bhnm,bhmd->bhnd", weights, v), 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with projections; reads `tokens`, or its own input where there are none."""
+
+    heads: int
+    head_dim: int
+    bias: bool = False  # on q, k and v; `out` always has one
+    zero: bool = False  # start with an output of zero
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        tokens: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, "b m"] | None = None,
+    ) -> Float[Array, "b n c"]:
+        source = x if tokens is None else tokens
+
+        def project(name, y):
+            y = conv.dense(self.heads * self.head_dim, name, self.dtype, bias=self.bias)(y)
+            return y.reshape(*y.shape[:2], self.heads, self.head_dim)
+
+        y = attend(project("q", x), project("k", source), project("v", source), mask)
+        out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero)
+        return out(y.reshape(*x.shape[:2], -1))
+
+
+class AttentionBlock(nn.Module):
+    """`x + out(attention(norm(x)))` over all positions; `AttentionBlock` and `AttnBlock` of CompVis."""
+
+    heads: int = 1
+    groups: int = 32
+    eps: float = 1e-5
+    zero: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        """Raises: ValueError: the heads do not divide the channels."""
+        channels = x.shape[-1]
+        head_dim = dim_of_head(channels, self.heads)
+        h = norms.GroupNorm(self.groups, self.eps, self.dtype, name="norm")(x)
+        h = h.reshape(x.shape[0], -1, channels)
+        attention = Attention(self.heads, head_dim, True, self.zero, self.dtype, name="attn")
+        return x + attention(h).reshape(x.shape)
+
+
+def dim_of_head(channels: int, heads: int) -> int:
+    if channels % heads:
+        raise ValueError(f"{heads} heads do not divide {channels} channels; choose heads that do")
+    return channels // heads
+
+
+class FeedForward(nn.Module):
+    """GEGLU, `out(a · gelu(b))` with a and b four times as wide as x (Shazeer 2020, eq. 6), with the exact GELU."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        channels = x.shape[-1]
+        value, gate = jnp.split(conv.dense(8 * channels, "in", self.dtype)(x), 2, axis=-1)
+        h = value * nn.gelu(gate, approximate=False)
+        return conv.dense(channels, "out", self.dtype)(h)
+
+
+class TransformerBlock(nn.Module):
+    """Attention over positions, attention to tokens, feed-forward; `BasicTransformerBlock` of CompVis."""
+
+    heads: int
+    head_dim: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        tokens: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, "b m"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b n c"]:
+        def norm(name):
+            return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name=name)
+
+        def drop(h):
+            return nn.Dropout(self.dropout, deterministic=not train)(h)
+
+        def attention(name):
+            return Attention(self.heads, self.head_dim, dtype=self.dtype, name=name)
+
+        x = x + drop(attention("self_attn")(norm("norm_self")(x)))
+        x = x + drop(attention("cross_attn")(norm("norm_cross")(x), tokens, mask))
+        return x + drop(FeedForward(self.dtype, name="ff")(norm("norm_ff")(x)))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer over all positions that reads tokens; `SpatialTransformer` of CompVis/latent-diffusion.
+
+    `projection` says how the kernels of `proj_in` and `proj_out` are stored: as 1x1 convolutions (Stable Diffusion 1)
+    or as matrices (2 and XL). The mathematics is the same.
+    """
+
+    heads: int
+    depth: int = 1
+    projection: Literal["conv", "linear"] = "conv"
+    groups: int = 32
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False  # recompute each transformer block in the backward pass
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b *space c"],
+        tokens: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, "b m"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b *space c"]:
+        """Raises: ValueError: the heads do not divide the channels."""
+        channels = x.shape[-1]
+        head_dim = dim_of_head(channels, self.heads)
+
+        def project(name, y, zero=False):
+            if self.projection == "linear":
+                return conv.dense(channels, name, self.dtype, zero=zero)(y)
+            return conv.Conv(channels, 1, zero=zero, dtype=self.dtype, name=name)(y)
+
+        h = project("proj_in", norms.GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x))
+        h = h.reshape(x.shape[0], -1, channels)
+        block = nn.remat(TransformerBlock, static_argnums=(4,)) if self.remat else TransformerBlock
+        for i in range(self.depth):
+            make = block(self.heads, head_dim, self.dropout, self.dtype, name=f"block_{i}")
+            h = make(h, tokens, mask, train)
+        return x + project("proj_out", h.reshape(x.shape), zero=True)

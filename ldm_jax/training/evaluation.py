@@ -1,0 +1,71 @@
+"""What is measured while a run trains, on batches and noise that never change."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from ldm_jax import media
+from ldm_jax.metrics import image as metrics
+from ldm_jax.training import sharding
+from ldm_jax.training.loop import Evaluation
+from ldm_jax.types import Loss, Params
+
+Batches = Sequence[dict[str, np.ndarray]]
+
+
+def _mean(values: Sequence[dict[str, Any]]) -> dict[str, float]:
+    fetched = jax.device_get(list(values))
+    return {k: float(np.mean([v[k] for v in fetched])) for k in fetched[0]}
+
+
+def autoencoder(
+    model: nn.Module, mesh: Mesh, batches: Batches, shown: int
+) -> Callable[[Params, int], Evaluation]:
+    """PSNR (dB) and SSIM of the reconstructions from the posterior's mean; originals above reconstructions."""
+
+    @jax.jit
+    def reconstruct(params, x):
+        z = model.apply({"params": params}, x, method="encode").mean
+        y = jnp.clip(model.apply({"params": params}, z, method="decode"), -1.0, 1.0)
+        return y, {"psnr": jnp.mean(metrics.psnr(x, y)), "ssim": jnp.mean(metrics.ssim(x, y))}
+
+    def evaluate(params, step):
+        results = [reconstruct(params["gen"], sharding.place(mesh, b)["x"]) for b in batches]
+        scalars = {f"validation/{k}": v for k, v in _mean([r[1] for r in results]).items()}
+        x, y = batches[0]["x"][:shown], np.asarray(results[0][0])[:shown]
+        both = media.to_uint8(np.concatenate([x, y]))
+        return Evaluation(scalars, {"reconstructions": media.grid(both, columns=len(x))})
+
+    return evaluate
+
+
+def diffusion(
+    loss: Loss,
+    frozen: Params,
+    mesh: Mesh,
+    batches: Batches,
+    draw: Callable[[Params], np.ndarray],
+    captions: Sequence[str] | None,
+) -> Callable[[Params, int], Evaluation]:
+    """The loss on fixed times and noise, and a grid of samples with fixed seeds (`draw(params)`, in [-1, 1])."""
+    at = jnp.zeros((), jnp.int32)
+    measure = jax.jit(lambda params, frozen, batch, key: loss(params, frozen, batch, key, at)[0])
+
+    def evaluate(params, step):
+        losses = [
+            {"loss": measure(params, frozen, sharding.place(mesh, b), jax.random.key(i))}
+            for i, b in enumerate(batches)
+        ]
+        images = media.to_uint8(draw(params))
+        columns = int(np.ceil(np.sqrt(len(images))))
+        grid = media.grid(images, columns=columns, captions=captions)
+        return Evaluation(
+            {f"validation/{k}": v for k, v in _mean(losses).items()}, {"samples": grid}
+        )
+
+    return evaluate

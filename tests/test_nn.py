@@ -1,0 +1,254 @@
+"""The layers, against closed forms, against each other and against flax's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.nn import attention, conv, embeddings, norms
+
+KEY = jax.random.key(0)
+
+
+def random(*shape, key=0):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+# ---- convolution and resampling
+
+
+def test_per_axis():
+    assert conv.per_axis(2, 3) == (2, 2, 2)
+    assert conv.per_axis([1, 2], 2) == (1, 2)
+    with pytest.raises(ValueError, match=r"\(1, 2, 2\) has 3 values for 2 spatial axes"):
+        conv.per_axis((1, 2, 2), 2)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (4, 1)])
+def test_convolution_is_flax_convolution(rank, kernel, stride):
+    x = random(2, *(6, 5, 4)[:rank], 3)
+    ours = conv.Conv(4, kernel, stride)
+    variables = ours.init(KEY, x)
+    before, after = (kernel - 1) // 2, kernel // 2
+    theirs = nn.Conv(4, (kernel,) * rank, stride, [(before, after)] * rank)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
+
+
+def test_kernels_are_drawn_as_in_torch():
+    """Uniform in ±1/√fan_in."""
+    kernel = conv.Conv(64).init(KEY, jnp.zeros((1, 4, 4, 32)))["params"]["kernel"]
+    limit = (32 * 9) ** -0.5
+    assert 0.99 * limit < jnp.abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.std(), limit / 3**0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize("stride", [2, 3, (1, 2), (4, 1)])
+def test_average_of_nearest_is_the_identity(stride):
+    x = random(2, 3, 4, 5)
+    big = conv.nearest(x, stride)
+    assert big.shape == (
+        2,
+        *(n * s for n, s in zip((3, 4), conv.per_axis(stride, 2), strict=True)),
+        5,
+    )
+    np.testing.assert_allclose(conv.average_pool(big, stride), x, atol=1e-6)
+
+
+def test_resampling_by_hand():
+    x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 4, 1)
+    np.testing.assert_array_equal(conv.nearest(x[:, :2], 2).ravel(), [1, 1, 2, 2])
+    np.testing.assert_array_equal(conv.average_pool(x, 2).ravel(), [1.5, 4.5])
+    ones = {"params": {"conv": {"kernel": jnp.ones((3, 1, 1)), "bias": jnp.zeros(1)}}}
+    np.testing.assert_array_equal(conv.Downsample(2).apply(ones, x).ravel(), [0 + 1 + 2, 2 + 3 + 6])
+    np.testing.assert_array_equal(
+        conv.Downsample(2, (0, 1)).apply(ones, x).ravel(), [1 + 2 + 3, 3 + 6 + 0]
+    )
+    np.testing.assert_array_equal(conv.Upsample(2).apply(ones, x[:, :2]).ravel(), [2, 4, 5, 4])
+
+
+@pytest.mark.parametrize("pad", [(1, 1), (0, 1)])
+def test_a_stride_per_axis_shrinks_only_its_axes(pad):
+    x = jnp.zeros((1, 5, 4, 6, 2))
+    y, _ = conv.Downsample((1, 2, 2), pad).init_with_output(KEY, x)
+    assert y.shape == (1, 5, 2, 3, 2)
+
+
+# ---- group normalisation
+
+
+@pytest.mark.parametrize("space", [(7,), (4, 5), (2, 3, 4)])
+def test_group_norm_is_flax_group_norm(space):
+    x = 3.0 * random(2, *space, 8) + random(8, key=1)
+    variables = {"params": {"scale": random(8, key=2), "bias": random(8, key=3)}}
+    ours, theirs = norms.GroupNorm(4, 1e-5), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=2e-5)
+    weights = random(*x.shape, key=4)
+    gradients = [
+        jax.grad(lambda v, x, f=f: jnp.sum(weights * f.apply(v, x)), (0, 1))(variables, x)
+        for f in (ours, theirs)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), *gradients)
+
+
+def test_group_norm_survives_a_mean_far_above_the_deviation():
+    x = np.asarray(random(1, 64, 64, 4), np.float64) + 3000.0
+    x = x.astype(np.float32)
+    groups = x.astype(np.float64).reshape(1, -1, 2, 2)
+    exact = (groups - groups.mean((1, 3), keepdims=True)) / groups.std((1, 3), keepdims=True)
+    y, _ = norms.GroupNorm(2, 1e-6).init_with_output(KEY, jnp.asarray(x))
+    np.testing.assert_allclose(y, exact.reshape(x.shape), atol=2e-3)
+
+
+def test_group_norm_statistics_are_float32_and_constants_give_the_bias():
+    x = (100.0 + random(1, 16, 16, 4)).astype(jnp.bfloat16)
+    y, variables = norms.GroupNorm(2, dtype=jnp.bfloat16).init_with_output(KEY, x)
+    exact = norms.GroupNorm(2).apply(variables, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+    constant = norms.GroupNorm(2).apply(variables, jnp.full((1, 4, 4, 4), 7.0))
+    np.testing.assert_allclose(constant, jnp.zeros((1, 4, 4, 4)), atol=1e-3)
+
+
+def test_groups_must_divide():
+    with pytest.raises(ValueError, match="groups=32 does not divide 24 channels"):
+        norms.GroupNorm().init(KEY, jnp.zeros((1, 4, 24)))
+
+
+# ---- embeddings
+
+
+def test_sinusoid_in_float64():
+    t = np.array([0.0, 0.25, 1.0, 999.0])
+    w = 10_000.0 ** (-np.arange(4) / 4)
+    expected = np.concatenate([np.cos(t[:, None] * w), np.sin(t[:, None] * w)], axis=1)
+    np.testing.assert_allclose(
+        embeddings.sinusoid(jnp.asarray(t, jnp.float32), 8), expected, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="even width and got 7"):
+        embeddings.sinusoid(jnp.zeros(1), 7)
+
+
+# ---- attention
+
+
+def test_attend_by_hand():
+    q, k, v = (np.asarray(random(2, n, 3, 4, key=i), np.float64) for i, n in enumerate((5, 6, 6)))
+    mask = np.array([[1, 1, 0, 1, 0, 1], [1, 0, 0, 0, 0, 0]], bool)
+    for keep in (None, mask):
+        expected = np.zeros_like(q)
+        for b, h in np.ndindex(2, 3):
+            logits = q[b, :, h] @ k[b, :, h].T / 2.0
+            weights = np.exp(logits) * (1 if keep is None else keep[b])
+            expected[b, :, h] = weights / weights.sum(1, keepdims=True) @ v[b, :, h]
+        arrays = (jnp.asarray(y, jnp.float32) for y in (q, k, v))
+        got = attention.attend(*arrays, None if keep is None else jnp.asarray(keep))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_attend_without_any_key_is_the_mean_not_nan():
+    q, k, v = (random(1, 4, 1, 8, key=i) for i in range(3))
+    got = attention.attend(q, k, v, jnp.zeros((1, 4), bool))
+    np.testing.assert_allclose(got, jnp.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-6)
+
+
+def test_attend_in_bfloat16_has_a_float32_softmax():
+    q, k, v = (random(1, 64, 2, 8, key=i).astype(jnp.bfloat16) for i in range(3))
+    exact = attention.attend(*(y.astype(jnp.float32) for y in (q, k, v)))
+    got = attention.attend(q, k, v)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "lengths", "masked", "expected"),
+    [
+        (jnp.bfloat16, 64, (16, 77), False, True),
+        (jnp.bfloat16, 64, (16, 77), True, False),
+        (jnp.float16, 128, (16, 78), True, True),
+        (jnp.bfloat16, 160, (16, 16), False, False),
+        (jnp.bfloat16, 36, (16, 16), False, False),
+        (jnp.float32, 64, (16, 16), False, False),
+    ],
+)
+def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
+    monkeypatch, dtype, dim, lengths, masked, expected
+):
+    calls = []
+
+    def kernel(q, k, v, mask, implementation):
+        calls.append(None if mask is None else mask.shape)
+        assert implementation == "cudnn"
+        return q
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    n, m = lengths
+    q, k = jnp.zeros((2, n, 2, dim), dtype), jnp.zeros((2, m, 2, dim), dtype)
+    attention.attend(q, k, k, jnp.ones((2, m), bool) if masked else None)
+    assert calls == ([(2, 1, n, m) if masked else None] if expected else [])
+
+
+def test_a_spatial_transformer_reads_only_unmasked_tokens():
+    x, tokens = random(2, 3, 4, 8), random(2, 5, 6, key=1)
+    layer = attention.SpatialTransformer(heads=2, depth=2, groups=4)
+    variables = layer.init(KEY, x, tokens)
+    np.testing.assert_array_equal(layer.apply(variables, x, tokens), x)  # proj_out starts at zero
+    variables["params"]["proj_out"]["kernel"] = random(1, 1, 8, 8, key=2)
+    mask = jnp.arange(5)[None] < jnp.array([[2], [5]])
+    out = layer.apply(variables, x, tokens, mask)
+    other = layer.apply(variables, x, jnp.where(mask[..., None], tokens, 100.0), mask)
+    np.testing.assert_array_equal(out, other)
+    assert not np.allclose(out[0], layer.apply(variables, x, tokens)[0], atol=1e-3)
+    np.testing.assert_allclose(out[0], layer.apply(variables, x[:1], tokens[:1, :2])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [None, (1, 5, 6)])
+def test_conv_and_linear_projections_are_the_same_mathematics(tokens):
+    x = random(1, 3, 4, 8)
+    tokens = None if tokens is None else random(*tokens, key=1)
+    stored = attention.SpatialTransformer(heads=2, groups=4)
+    variables = stored.init(KEY, x, tokens)
+    variables["params"]["proj_out"]["kernel"] = random(1, 1, 8, 8, key=2)
+    linear = attention.SpatialTransformer(heads=2, groups=4, projection="linear")
+    params = dict(variables["params"])
+    for name in ("proj_in", "proj_out"):
+        params[name] = params[name] | {"kernel": params[name]["kernel"][0, 0]}
+    np.testing.assert_allclose(
+        linear.apply({"params": params}, x, tokens), stored.apply(variables, x, tokens), atol=1e-6
+    )
+
+
+def test_attention_commutes_with_permutations_of_positions():
+    x = random(1, 6, 8)
+    layer = attention.AttentionBlock(heads=2, groups=4, zero=False)
+    variables = layer.init(KEY, x)
+    order = jnp.array([3, 1, 5, 0, 2, 4])
+    np.testing.assert_allclose(
+        layer.apply(variables, x)[:, order], layer.apply(variables, x[:, order]), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        layer.apply(variables, x.reshape(1, 2, 3, 8)),
+        layer.apply(variables, x).reshape(1, 2, 3, 8),
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match="3 heads do not divide 8 channels"):
+        attention.AttentionBlock(heads=3, groups=4).init(KEY, x)
+
+
+# ---- residual block
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+@pytest.mark.parametrize(("resample", "shape"), [(None, (4, 6)), ("down", (2, 3)), ("up", (8, 12))])
+def test_a_residual_block_starts_as_its_skip(scale_shift, resample, shape):
+    x, emb = random(2, 4, 6, 8), random(2, 5, key=1)
+    block = conv.ResBlock(8, groups=4, scale_shift=scale_shift, resample=resample)
+    y, variables = block.init_with_output(KEY, x, emb)
+    assert y.shape == (2, *shape, 8)
+    skip = {None: lambda x, s: x, "down": conv.average_pool, "up": conv.nearest}[resample]
+    np.testing.assert_array_equal(y, skip(x, 2))
+    assert variables["params"]["emb"]["kernel"].shape == (5, 16 if scale_shift else 8)
+    wider, _ = conv.ResBlock(12, groups=4, resample=resample).init_with_output(KEY, x, emb)
+    assert wider.shape == (2, *shape, 12)

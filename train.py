@@ -1,0 +1,43 @@
+"""Trains either stage: an autoencoder, or a diffusion model in its latent space.
+
+    python train.py --config configs/demo_autoencoder.py --workdir runs/demo/autoencoder
+    python train.py --config configs/demo.py --workdir runs/demo/model --config.optimizer.lr=5e-4
+
+The same command resumes. Ctrl-C or SIGTERM saves first.
+"""
+
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from ldm_jax import cli
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the run: a file in configs/", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the run lives: config, checkpoints, metrics, pictures"
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        cli.fail(f"unknown arguments {argv[1:]}; a config value is set by --config.NAME=VALUE")
+    cli.compile_cache()
+    with cli.plain_errors():
+        from ldm_jax import build
+        from ldm_jax.training import loop
+
+        run = build.run(CONFIG.value, WORKDIR.value)
+    try:
+        reached = loop.train(run, WORKDIR.value)
+    except loop.TrainingStopped as error:
+        cli.fail(str(error))
+    logging.info("%s is at step %d of %d", WORKDIR.value, reached, run.steps)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)
+    sys.exit(0)
