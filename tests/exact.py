@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ldm_jax.diffusion import paths
@@ -28,7 +27,7 @@ def _eps(path, t, x_t, x0):
 
 
 def gaussian(path, mean, cov):
-    """The denoiser of channels ~ N(mean, cov): E[x0 | x_t] = mean + alpha cov (alpha^2 cov + sigma^2)^-1 (x_t - alpha mean)."""
+    """Channels ~ N(mean, cov): E[x0 | x_t] = mean + alpha cov (alpha^2 cov + sigma^2)^-1 (x_t - alpha mean)."""
     mean, cov = jnp.asarray(mean), jnp.asarray(cov)
     values, vectors = jnp.linalg.eigh(cov)
 
@@ -61,9 +60,11 @@ class Mixture:
         return denoise
 
     def quantiles(self, u, alpha, sigma):
-        """The inverse distribution function of x_t. The exact flow of the ODE keeps u."""
+        """The inverse distribution function of x_t at u, by bisection. The exact flow of the ODE keeps u."""
         m, s = alpha * self.m, np.sqrt((alpha * self.s) ** 2 + sigma**2)
-        lo, hi = (m - 9 * s).min(), (m + 9 * s).max()
-        return np.array(
-            [brentq(lambda x: self.w @ norm.cdf(x, m, s) - v, lo, hi, xtol=1e-14) for v in u]
-        )
+        lo, hi = (np.full(u.shape, end) for end in ((m - 9 * s).min(), (m + 9 * s).max()))
+        for _ in range(60):
+            x = (lo + hi) / 2
+            below = norm.cdf(x[:, None], m, s) @ self.w < u
+            lo, hi = np.where(below, x, lo), np.where(below, hi, x)
+        return x

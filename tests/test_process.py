@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import NO_COND, PATHS
+from tests.exact import NO_COND, PATHS
 
 from ldm_jax.diffusion import paths, process, targets
 from ldm_jax.diffusion.process import Point
