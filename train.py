@@ -13,19 +13,23 @@ from ml_collections import config_flags
 
 from ldm_jax import cli
 
+FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the run: a file in configs/", lock_config=True
+    "config", None, "the run: a file in configs/", flag_values=FLAGS, lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the run lives: config, checkpoints, metrics, pictures"
+    "workdir",
+    None,
+    "where the run lives: config, checkpoints, metrics, pictures",
+    flag_values=FLAGS,
 )
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        cli.fail(f"unknown arguments {argv[1:]}; a config value is set by --config.NAME=VALUE")
     cli.compile_cache()
     with cli.plain_errors():
+        cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
+        cli.required(CONFIG, WORKDIR)
         from ldm_jax import build
         from ldm_jax.training import loop
 
@@ -38,6 +42,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(main)
+    cli.run(main, FLAGS)
     sys.exit(0)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 600
+    c.seed, c.steps = 0, 800
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -23,8 +23,8 @@ def get_config():
     )
     c.model = dict(
         name="autoencoder.KLAutoencoder",
-        width=24,
-        mults=(1, 2, 2),
+        width=16,
+        mults=(1, 2, 4),
         blocks=1,
         z_channels=4,
         embed=4,

@@ -1,39 +1,83 @@
-"""What the entry points share: one-sentence errors and the compile cache."""
+"""What the entry points share: their own flags, one-sentence errors and the compile cache."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 BAD_INPUT = 2  # exit status of every error that the user can mend
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns an error about the user's input into one sentence and exit status 2; for what runs before any compile."""
+    """Turns an error about the user's input into one sentence and exit status 2; for what runs before any compile.
+
+    With LDM_JAX_TRACEBACK in the environment the traceback is shown instead.
+    """
     try:
         yield
-    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, flags.Error) as error:
         if os.environ.get("LDM_JAX_TRACEBACK"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         fail(text)
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def parse(own: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Sets the flags of an entry point and returns the arguments that are not among them.
+
+    An entry point keeps its flags to itself, so that several can be imported together.
+    """
+    with plain_errors():
+        _check_config_file(own, argv)
+        own.set_gnu_getopt(True)  # flags may follow other arguments
+        return own(list(argv), known_only=True)
+
+
+def _check_config_file(own: flags.FlagValues, argv: Sequence[str]) -> None:
+    """ml_collections tells of a missing file late, and in four lines."""
+    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = given.lstrip("-").partition("=")
+        if given.startswith("-") and name == "config" and name in own:
+            path = (value if equals else following).split(":")[0]
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"there is no config file {path!r}; see the folder configs")
+
+
+def required(*holders: flags.FlagHolder) -> None:
+    """Raises ValueError unless these flags were given."""
+    for holder in holders:
+        if holder.value is None:
+            raise ValueError(f"--{holder.name} is missing; --help shows all flags")
+
+
+def nothing_more(argv: Sequence[str], hint: str) -> None:
+    """Raises ValueError if arguments are left that are no flags."""
+    if len(argv) > 1:
+        raise ValueError(f"unknown arguments {list(argv[1:])}; {hint}")
+
+
+def run(main: Callable[[list[str]], Any], own: flags.FlagValues | None = None) -> None:
     """absl's app.run, with plain errors for flags and config overrides."""
 
-    def parse(argv):
-        logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries tell
+    def parse_all(argv):
+        if own is not None:
+            flags.FLAGS.append_flag_values(own)  # --help shows them
+            argv = parse(own, argv)
         with plain_errors():
-            return app.parse_flags_with_usage(argv)
+            return flags.FLAGS(list(argv))
 
-    app.run(main, flags_parser=parse)
+    def quiet_main(argv):
+        if not flags.FLAGS["verbosity"].present:  # --verbosity=0 shows what the libraries tell
+            logging.set_verbosity(logging.WARNING)
+        return main(argv)
+
+    app.run(quiet_main, flags_parser=parse_all)
 
 
 def compile_cache() -> None:

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.exact import NO_COND, PATHS
 
 from ldm_jax.diffusion import paths, process, targets
 from ldm_jax.diffusion.process import Point
 from ldm_jax.types import Cond
+from tests.exact import NO_COND, PATHS
 
 TARGETS = {
     "eps": targets.eps(),

@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.models import unet
 from ldm_jax.types import Cond
+from tests.drawn import count, drawn
 
 # The reference models (docs/math and `facts` of CompVis/latent-diffusion): name, network, tokens' width (0: none),
 # channels of x, of the spatial condition, and the exact number of parameters.
@@ -103,10 +104,6 @@ MODELS = [
 ]
 
 
-def count(tree):
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
 @pytest.mark.parametrize(
     ("kwargs", "tokens", "channels", "spatial", "expected"),
     [m[1:] for m in MODELS],
@@ -138,15 +135,6 @@ def inputs(*space, channels=3):
     return jax.random.normal(KEY, (2, *space, channels))
 
 
-def alive(network, *args):
-    """Parameters without the zeros from which branches start, else no output depends on anything."""
-    params = network.init(KEY, *args)["params"]
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return {"params": jax.tree.unflatten(treedef, drawn)}
-
-
 @pytest.mark.parametrize("space", [(12,), (4, 6), (2, 4, 6)])
 @pytest.mark.parametrize("kind", ["transformer", "plain"])
 def test_any_number_of_axes_and_every_condition(space, kind):
@@ -165,17 +153,35 @@ def test_stride_per_axis_keeps_the_frames_of_a_video():
     assert jax.eval_shape(network.init_with_output, KEY, x, T)[0].shape == x.shape
 
 
-def test_the_output_starts_at_zero():
-    x = inputs(4, 4)
-    y, _ = unet.UNet(**SMALL).init_with_output(KEY, x, T)
-    np.testing.assert_array_equal(y, jnp.zeros_like(x))
+def test_branches_start_at_zero(monkeypatch):
+    """The initialisers as strings in place of arrays: which leaves are drawn, which are constant."""
+    started = {}
+    param = unet.nn.Module.param
+
+    def record(self, name, init, *args, **kwargs):
+        started["/".join((*self.path, name))] = init
+        return param(self, name, init, *args, **kwargs)
+
+    monkeypatch.setattr(unet.nn.Module, "param", record)
+    jax.eval_shape(unet.UNet(**SMALL).init, KEY, inputs(4, 4), T)
+    zeros = {
+        name
+        for name, init in started.items()
+        if name.endswith("kernel") and init is unet.nn.initializers.zeros
+    }
+    assert zeros == {
+        name
+        for name in started
+        if name.endswith(("conv2/kernel", "proj_out/kernel", "conv_out/kernel"))
+    }
+    assert len(zeros) == 8 + 4 + 1
 
 
 def test_every_condition_changes_only_its_own_sample():
-    network, x = unet.UNet(**SMALL, vector=5), inputs(4, 4)
+    network, x = unet.UNet(**SMALL, vector=5), inputs(4)
     tokens, mask = jax.random.normal(KEY, (2, 3, 6)), jnp.array([[True, True, False]] * 2)
-    cond = Cond(jnp.ones((2, 5)), tokens, mask, jnp.ones((2, 4, 4, 1)))
-    variables = alive(network, x, T, cond)
+    cond = Cond(jnp.ones((2, 5)), tokens, mask, jnp.ones((2, 4, 1)))
+    variables = drawn(network, x, T, cond)
     apply = jax.jit(lambda t, cond: network.apply(variables, x, t, cond))
     y = apply(T, cond)
     assert np.isfinite(y).all()
@@ -194,35 +200,43 @@ def test_every_condition_changes_only_its_own_sample():
     np.testing.assert_allclose(hidden, y, atol=1e-6)
 
 
-def test_bf16_and_remat_keep_the_function():
-    x, cond = inputs(4, 4), Cond(tokens=jax.random.normal(KEY, (2, 3, 6)))
-    variables = alive(unet.UNet(**SMALL), x, T, cond)
+def test_remat_keeps_the_gradient():
+    x, cond = inputs(4), Cond(tokens=jax.random.normal(KEY, (2, 3, 6)))
+    kwargs = SMALL | dict(mults=(1,), attention=(1,), middle=0)
+    variables = drawn(unet.UNet(**kwargs), x, T, cond)
 
-    def loss(variables, **kwargs):
-        return jnp.mean(jnp.square(unet.UNet(**SMALL, **kwargs).apply(variables, x, T, cond)))
+    def gradient(variables, remat):
+        network = unet.UNet(**kwargs, remat=remat)
+        return jax.grad(lambda v: jnp.mean(jnp.square(network.apply(v, x, T, cond))))(variables)
 
-    plain, remat = (
-        jax.jit(jax.grad(lambda v, f=f: loss(v, remat=f)))(variables) for f in (False, True)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, remat)
+    # The blocks are marked for recomputation: 3 of a level down and up, 2 in the middle; 3 transformers.
+    marks = [
+        str(jax.make_jaxpr(lambda v, r=r: gradient(v, r))(variables)).count("= checkpoint[")
+        for r in (False, True)
+    ]
+    assert marks == [0, 3 + 2 + 3]
+    plain, remat = (jax.jit(gradient, static_argnums=1)(variables, r) for r in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, remat)
 
-    half = unet.UNet(**SMALL, dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(half.init, KEY, x, T, cond)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    y, low = (net.apply(variables, x, T, cond) for net in (unet.UNet(**SMALL), half))
+
+def test_bf16_has_float32_parameters_and_output():
+    x, cond = inputs(4), Cond(tokens=jax.random.normal(KEY, (2, 3, 6)))
+    exact, half = (unet.UNet(**SMALL, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = drawn(half, x, T, cond)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    y, low = (jax.jit(network.apply)(variables, x, T, cond) for network in (exact, half))
     assert low.dtype == jnp.float32
-    assert not np.array_equal(low, y)
-    assert jnp.linalg.norm(low - y) < 0.05 * jnp.linalg.norm(y)
+    assert 0 < jnp.linalg.norm(low - y) < 0.05 * jnp.linalg.norm(y)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_dropout_needs_train(remat):
-    x, network = inputs(4, 4), unet.UNet(**SMALL, dropout=0.5, remat=remat)
-    variables = alive(network, x, T)
+def test_dropout_needs_train():
+    x, network = inputs(4), unet.UNet(**SMALL, dropout=0.5, remat=True)
+    variables = drawn(network, x, T)
+    jax.eval_shape(lambda: network.apply(variables, x, T))  # wants no rng
     apply = jax.jit(lambda key: network.apply(variables, x, T, Cond(), True, rngs={"dropout": key}))
-    assert not np.array_equal(*(apply(jax.random.key(i)) for i in (1, 2)))
-    np.testing.assert_array_equal(apply(KEY), apply(KEY))
-    network.apply(variables, x, T)  # wants no rng
+    first, second, again = (apply(jax.random.key(i)) for i in (1, 2, 1))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, again)
 
 
 def test_parameter_names():

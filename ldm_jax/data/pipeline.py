@@ -163,7 +163,7 @@ class Batches:
             example[name] = record[name]
         if "segmentation" in self.fields:
             labels = transforms.decode_labels(record["segmentation"])
-            example["segmentation"] = transforms.show_labels(labels, view, self.size)
+            example["segmentation"] = transforms.show_labels(labels, view, self.size)[..., None]
         if "caption" in record:
             caption = record["caption"]
             example["caption"] = (
@@ -197,8 +197,8 @@ def batches(
       batch: pictures in the global batch; each process computes `batch / process_count` of them.
       size: the side, or (h, w).
       crop: "center" or "random"; `flip`: mirror every second picture at random.
-      fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h
-        w], cut and mirrored with the picture), or any field of numbers (int32 or float32 [b ...]).
+      fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h w
+        1], cut and mirrored with the picture), or any field of numbers (int32 or float32 [b ...]).
       tokenizer: with it, `tokens` are the captions in `length` numbers.
       workers: worker processes; 0 means threads of this one.
       prefetch: how many batches to compute ahead (in each worker).

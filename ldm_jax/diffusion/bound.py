@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.stats import norm
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from ldm_jax.diffusion.process import Data, Point, over, posterior, transition
@@ -39,9 +40,9 @@ class Bound(NamedTuple):
     decoder: Float[Array, " b"]
 
 
-def gaussian_kl(mean1: Array, var1: Array, mean2: Array, var2: Array) -> Array:
+def gaussian_kl(mean1: ArrayLike, var1: ArrayLike, mean2: ArrayLike, var2: ArrayLike) -> Array:
     """KL(N(mean1, var1) || N(mean2, var2)) in nats, elementwise."""
-    ratio = var1 / var2
+    ratio = jnp.asarray(var1) / var2
     return (ratio - 1 - jnp.log(ratio) + (mean1 - mean2) ** 2 / var2) / 2
 
 

@@ -61,7 +61,7 @@ class Point(NamedTuple):
     sigma: Array
 
 
-def over(coefficient: Float[Array, "..."], x: Array) -> Array:
+def over(coefficient: Array, x: Array) -> Array:
     """A scalar or one value a sample, shaped so that it multiplies x: [b] -> [b, 1, ..., 1]."""
     return (
         coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))

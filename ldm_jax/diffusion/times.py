@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ldm_jax.diffusion.process import Path
@@ -35,7 +36,9 @@ def discrete(path: Path) -> Times:
         raise ValueError(
             "the times 'discrete' are entries of a table and this path has none; use 'uniform'"
         )
-    return lambda rng, b: jax.random.randint(rng, (b,), 0, path.steps) / (path.steps - 1.0)
+    # A table, since a compiler may turn a division into a product that is not exact.
+    entries = np.arange(path.steps, dtype=np.float32) / np.float32(path.steps - 1)
+    return lambda rng, b: jnp.asarray(entries)[jax.random.randint(rng, (b,), 0, path.steps)]
 
 
 def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> Times:

@@ -13,7 +13,7 @@ from ldm_jax.nn import conv
 def sinusoid(
     t: Float[Array, " b"], width: int, max_period: float = 10_000.0
 ) -> Float[Array, "b width"]:
-    """[cos(t w_i), sin(t w_i)], w_i = max_period^(-2i / width); `timestep_embedding` of CompVis, after Vaswani et al. 2017.
+    """[cos(t w_i), sin(t w_i)], w_i = max_period^(-2i / width); CompVis, after Vaswani et al. 2017.
 
     t is any float; the periods run from 2 pi to 2 pi max_period.
 

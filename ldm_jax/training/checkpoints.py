@@ -16,6 +16,10 @@ from ldm_jax import tree
 from ldm_jax.types import TrainState
 
 
+class Unreadable(ValueError):
+    """A checkpoint that is damaged, or another run's."""
+
+
 def _abstract(shapes: Any, shardings: Any) -> Any:
     def leaf(shape, sharding):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
@@ -23,16 +27,43 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(leaf, shapes, shardings)
 
 
-def _check_types(restored: Any, wanted: Any, where: str) -> None:
-    """Orbax casts silently; a checkpoint of another dtype is another run's."""
-    for name, got, want in zip(
-        tree.names(wanted), jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True
-    ):
-        if got.dtype != want.dtype or got.shape != want.shape:
-            raise ValueError(
-                f"the checkpoint {where} holds {name!r} as {got.dtype}{list(got.shape)}, "
-                f"the config wants {want.dtype}{list(want.shape)}; use the config that wrote it"
+def _check(held: Any, wanted: Any, path: Path) -> None:
+    """Names, shapes and types agree; orbax itself would cast silently."""
+    here = dict(zip(tree.names(held), jax.tree.leaves(held), strict=True))
+    ours = dict(zip(tree.names(wanted), jax.tree.leaves(wanted), strict=True))
+    for name in sorted(here.keys() | ours.keys()):
+        got, want = (
+            f"{side[name].dtype}{list(side[name].shape)}" if name in side else "nothing"
+            for side in (here, ours)
+        )
+        if got != want:
+            raise Unreadable(
+                f"the checkpoint {path} holds {name!r} as {got}, the config wants {want}; use the config that wrote it"
             )
+
+
+def _restore(path: Path, wanted: Any) -> Any:
+    """One item of one step, born with the shardings of `wanted`.
+
+    Raises:
+      Unreadable: another structure, shape or dtype, or a file that is missing or damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            _check(reader.metadata(path).item_metadata.tree, wanted, path)
+            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            restored = reader.restore(
+                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
+            )
+            return jax.block_until_ready(restored)
+    except Unreadable:
+        raise
+    except Exception as error:  # damage shows as one of many kinds
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+        raise Unreadable(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason}); it is damaged: remove the "
+            f"folder {path.parent} to go on from the step before"
+        ) from error
 
 
 class Checkpoints:
@@ -47,6 +78,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.path, options=options)
+        self._pending: list[int] = []
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -64,24 +96,28 @@ class Checkpoints:
             raise RuntimeError(
                 f"orbax refused to save step {step} below {self.path}, where step {self.latest()} is the latest"
             )
+        self._pending.append(step)
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState:
         """The latest state, born with these shardings.
 
         Raises:
-          ValueError: another structure, shape or dtype than the config's.
+          Unreadable: another structure, shape or dtype than the config's, or damage.
         """
         step = self.latest()
         wanted = _abstract(shapes, shardings)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(wanted.replace(ema=None)),
-            ema=ocp.args.StandardRestore(wanted.ema),
-        )
-        restored = self._manager.restore(step, args=items)
-        state = restored.state.replace(ema=restored.ema)
-        _check_types(state, wanted, f"{self.path}/{step}")
+        state = _restore(self.path / str(step) / "state", wanted.replace(ema=None))
+        state = state.replace(ema=_restore(self.path / str(step) / "ema", wanted.ema))
         logging.info("restored step %d from %s", step, self.path)
         return state
+
+    def news(self) -> list[int]:
+        """The steps that became durable since this was asked last."""
+        self._manager.check_for_errors()
+        if not self._pending or self._manager.is_saving_in_progress():
+            return []
+        done, self._pending = self._pending, []
+        return done
 
     def wait(self) -> int | None:
         """Blocks until what was saved is durable; the step of the newest checkpoint."""
@@ -89,8 +125,7 @@ class Checkpoints:
         return self.latest()
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._manager.close()  # waits
 
 
 def load_ema(
@@ -100,7 +135,7 @@ def load_ema(
 
     Raises:
       FileNotFoundError: there is no run, or no checkpoint (or not that step) in it.
-      ValueError: another structure, shape or dtype than that of the run's config.
+      Unreadable: another structure, shape or dtype than that of the run's config, or damage.
     """
     path = Path(workdir).absolute() / "checkpoints"
     steps = sorted(int(p.name) for p in path.glob("*") if p.name.isdigit()) if path.is_dir() else []
@@ -111,11 +146,4 @@ def load_ema(
     if step is not None and step not in steps:
         raise FileNotFoundError(f"{path} holds no step {step}; it has {steps}")
     step = steps[-1] if step is None else step
-    wanted = _abstract(shapes, shardings)
-    with ocp.CheckpointManager(
-        path, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
-        items = ocp.args.Composite(ema=ocp.args.StandardRestore(wanted))
-        restored = manager.restore(step, args=items).ema
-    _check_types(restored, wanted, f"{path}/{step}")
-    return restored, step
+    return _restore(path / str(step) / "ema", _abstract(shapes, shardings)), step

@@ -25,7 +25,7 @@ def _mean(values: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def autoencoder(
     model: nn.Module, mesh: Mesh, batches: Batches, shown: int
-) -> Callable[[Params, int], Evaluation]:
+) -> Callable[[Params, Params], Evaluation]:
     """PSNR (dB) and SSIM of the reconstructions from the posterior's mean; originals above reconstructions."""
 
     @jax.jit
@@ -34,7 +34,7 @@ def autoencoder(
         y = jnp.clip(model.apply({"params": params}, z, method="decode"), -1.0, 1.0)
         return y, {"psnr": jnp.mean(metrics.psnr(x, y)), "ssim": jnp.mean(metrics.ssim(x, y))}
 
-    def evaluate(params, step):
+    def evaluate(params, frozen):
         results = [reconstruct(params["gen"], sharding.place(mesh, b)["x"]) for b in batches]
         scalars = {f"validation/{k}": v for k, v in _mean([r[1] for r in results]).items()}
         x, y = batches[0]["x"][:shown], np.asarray(results[0][0])[:shown]
@@ -46,22 +46,21 @@ def autoencoder(
 
 def diffusion(
     loss: Loss,
-    frozen: Params,
     mesh: Mesh,
     batches: Batches,
-    draw: Callable[[Params], np.ndarray],
+    draw: Callable[[Params, Params], np.ndarray],
     captions: Sequence[str] | None,
-) -> Callable[[Params, int], Evaluation]:
-    """The loss on fixed times and noise, and a grid of samples with fixed seeds (`draw(params)`, in [-1, 1])."""
+) -> Callable[[Params, Params], Evaluation]:
+    """The loss on fixed times and noise, and a grid of samples with fixed seeds: `draw(params, frozen)`, in [-1, 1]."""
     at = jnp.zeros((), jnp.int32)
     measure = jax.jit(lambda params, frozen, batch, key: loss(params, frozen, batch, key, at)[0])
 
-    def evaluate(params, step):
+    def evaluate(params, frozen):
         losses = [
             {"loss": measure(params, frozen, sharding.place(mesh, b), jax.random.key(i))}
             for i, b in enumerate(batches)
         ]
-        images = media.to_uint8(draw(params))
+        images = media.to_uint8(draw(params, frozen))
         columns = int(np.ceil(np.sqrt(len(images))))
         grid = media.grid(images, columns=columns, captions=captions)
         return Evaluation(

@@ -1,9 +1,13 @@
-"""The loop of every run: restore or initialise, step, log, evaluate, save; a signal saves and ends it."""
+"""The loop of every run: restore or initialise, step, log, evaluate, save; a signal saves and ends it.
+
+The device is kept busy: a step is handed over while the one before runs, and numbers are fetched only when a line of the
+log is due.
+"""
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +19,9 @@ from jax.sharding import Mesh
 
 from ldm_jax import tree
 from ldm_jax.training import checkpoints, logs, sharding, step
-from ldm_jax.types import Loss, Params
+from ldm_jax.types import Loss, Params, TrainState
+
+AHEAD = 2  # steps handed to the device before the oldest of them is waited for: each holds a batch
 
 
 class Evaluation(NamedTuple):
@@ -24,7 +30,7 @@ class Evaluation(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run consists of; `build.py` makes it from a config."""
+    """What a run consists of; `build` makes it from a config."""
 
     seed: int
     steps: int
@@ -34,8 +40,8 @@ class Run(NamedTuple):
     loss: Loss
     optimizer: optax.GradientTransformation
     frozen: Params
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]  # from a step on
-    evaluate: Callable[[Params, int], Evaluation]  # (moving average, step)
+    batches: Callable[[int], Generator[dict[str, np.ndarray]]]  # from a step on
+    evaluate: Callable[[Params, Params], Evaluation]  # (moving average, frozen)
     ema: float
     accumulate: int
     log_every: int
@@ -70,7 +76,59 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
-def start_state(run: Run, saved: checkpoints.Checkpoints):
+class Window:
+    """The metrics and the clock since the last line of the log; time for evaluations does not count."""
+
+    def __init__(self):
+        self.metrics: list[dict[str, Any]] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        self.steps, self.waited, self._since = 0, 0.0, time.perf_counter()
+
+    def next_of(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The next batch; notes how long it took.
+
+        Raises:
+          TrainingStopped: the data cannot be read.
+        """
+        asked = time.perf_counter()
+        try:
+            return next(batches)
+        except (ValueError, OSError) as error:
+            raise TrainingStopped(str(error)) from error
+        finally:
+            self.waited += time.perf_counter() - asked
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        self.metrics.append(metrics)
+        self.steps += 1
+        if len(self.metrics) > AHEAD:
+            jax.block_until_ready(self.metrics[-1 - AHEAD])
+
+    def restart_clock(self) -> None:
+        """Forgets times, not metrics: after a compile or an evaluation."""
+        jax.block_until_ready(self.metrics)
+        self._restart()
+
+    def close(self) -> dict[str, float]:
+        """Means over the window's steps, and its rate; the next window begins."""
+        fetched = jax.device_get(self.metrics)
+        columns = {k: np.asarray([m[k] for m in fetched], np.float64) for k in fetched[0]}
+        # NaN marks a value that a step does not have: an empty time bin.
+        values = {
+            k: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for k, v in columns.items()
+        }
+        if self.steps:
+            seconds = time.perf_counter() - self._since
+            values["steps_per_second"] = self.steps / seconds
+            values["waiting_for_data"] = self.waited / seconds
+        self.metrics = []
+        self._restart()
+        return values
+
+
+def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, Any]:
     """The latest checkpoint, or fresh parameters born with their shardings; and those shardings."""
 
     def fresh(key):
@@ -84,36 +142,29 @@ def start_state(run: Run, saved: checkpoints.Checkpoints):
     return jax.jit(fresh, out_shardings=layouts)(key), layouts
 
 
-def first_bad_leaf(params: Params) -> str | None:
+def first_bad_leaf(arrays: Params) -> str | None:
     """The name of the first leaf that holds a NaN or an infinity."""
-    for name, leaf in zip(tree.names(params), jax.tree.leaves(params), strict=True):
+    for name, leaf in zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True):
         if not np.isfinite(np.asarray(leaf)).all():
             return name
     return None
-
-
-def _mean_of(window: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the steps of a window; NaN marks a value that a step does not have (an empty time bin)."""
-    fetched = jax.device_get(window)
-    columns = {k: np.asarray([m[k] for m in fetched], np.float64) for k in fetched[0]}
-    return {k: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for k, v in columns.items()}
 
 
 def train(run: Run, workdir: str | Path) -> int:
     """Trains to `run.steps` and returns the step that was reached (less, if a signal came).
 
     Raises:
-      TrainingStopped: more than `run.max_skipped` steps in a row were not finite.
+      TrainingStopped: `run.max_skipped` steps in a row were not finite, or the data cannot be read.
+      checkpoints.Unreadable: there is a checkpoint, and it cannot be restored.
     """
     began = time.perf_counter()
-    interrupt = Interrupt()
-    with interrupt.watch():
-        saved = checkpoints.Checkpoints(workdir, run.keep)
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt().watch())
+        saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir, run.keep)))
         state, layouts = start_state(run, saved)
         at = int(state.step)
-        log = logs.Logs(workdir, at, run.steps)
-        if at:
-            log.say(f"resumed at step {at} of {run.steps}")
+        log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
+        _greet(run, state, log)
         replicated = sharding.replicated(run.mesh)
         train_step = jax.jit(
             step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate),
@@ -121,67 +172,90 @@ def train(run: Run, workdir: str | Path) -> int:
             out_shardings=(layouts, replicated),
         )
         key = jax.device_put(jax.random.key(run.seed + 1), replicated)
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        log.say(f"{count:,} parameters on {run.mesh.devices.size} device(s)")
-        window, waited, since, compiled = [], 0.0, time.perf_counter(), None
-        batches = run.batches(at)
+        window, first = Window(), at + 1
+        batches = stack.enter_context(contextlib.closing(run.batches(at)))
         try:
             while at < run.steps and interrupt.name is None:
-                asked = time.perf_counter()
-                batch = sharding.place(run.mesh, next(batches))
-                waited += time.perf_counter() - asked
+                batch = sharding.place(run.mesh, window.next_of(batches))
                 state, metrics = train_step(state, run.frozen, batch, key)
                 at += 1
-                window.append(metrics)
+                window.add(metrics)
                 log.advance()
-                if compiled is None:
-                    jax.block_until_ready(metrics)
-                    compiled = time.perf_counter()
-                    log.say(f"first step after {compiled - began:.1f} s")
-                    since, waited, timed = compiled, 0.0, at
+                if at == first:
+                    window.restart_clock()
+                    log.say(f"first step after {time.perf_counter() - began:.1f} s")
                 if at % run.log_every == 0 or at == run.steps:
-                    values = _mean_of(window)
-                    seconds = time.perf_counter() - since
-                    if at > timed:
-                        values["steps_per_second"] = (at - timed) / seconds
-                        values["waiting_for_data"] = waited / seconds
-                    log.scalars(at, values)
-                    in_a_row = int(state.skipped)
-                    if in_a_row:
-                        log.say(
-                            f"step {at}: {in_a_row} step(s) in a row were not finite and were skipped"
-                        )
-                    if in_a_row >= run.max_skipped:
-                        raise TrainingStopped(_why(run, state, batch, in_a_row))
-                    window, waited, timed, since = [], 0.0, at, time.perf_counter()
+                    log.scalars(at, window.close())
+                    _check_skipped(run, state, batch, log)
                 if at % run.eval_every == 0 or at == run.steps:
-                    evaluation = run.evaluate(state.ema, at)
-                    log.scalars(at, evaluation.scalars)
-                    for name, image in evaluation.images.items():
-                        log.image(at, name, image)
-                    shown = ", ".join(f"{k} {v:.4g}" for k, v in evaluation.scalars.items())
-                    log.say(f"step {at}: {shown}")
-                    since, waited, timed = time.perf_counter(), 0.0, at
+                    _evaluate(run, state, at, log)
+                    window.restart_clock()
                 if at % run.save_every == 0:
                     saved.save(state)
-        finally:
-            # Also after an error: the state is the last one that a finished step returned.
-            saved.save(state)
-            durable = saved.wait()
-            if interrupt.name is not None:
-                log.say(
-                    f"{interrupt.name}: step {durable} is saved; the same command goes on from there"
-                )
-            log.close()
-            saved.close()
-    logging.info("ended at step %d", at)
+                _tell_saved(saved, log)
+        except Exception:
+            _rescue(saved, state, log)
+            raise
+        saved.save(state)
+        durable = saved.wait()
+        _tell_saved(saved, log)
+        if interrupt.name is not None:
+            log.say(
+                f"{interrupt.name}: step {durable} is saved; the same command goes on from there"
+            )
     return at
 
 
-def _why(run: Run, state: Any, batch: Any, in_a_row: int) -> str:
+def _greet(run: Run, state: TrainState, log: logs.Logs) -> None:
+    at = int(state.step)
+    if at:
+        rest = "" if at < run.steps else "; nothing is left to do"
+        log.say(f"resumed at step {at} of {run.steps}{rest}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = run.mesh.devices
+    shape = " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items() if v > 1)
+    kind = f"{devices.size} {devices.flat[0].device_kind} device(s)"
+    log.say(f"{count:,} parameters on {kind}{f': {shape}' if shape else ''}")
+
+
+def _evaluate(run: Run, state: TrainState, at: int, log: logs.Logs) -> None:
+    evaluation = run.evaluate(state.ema, run.frozen)
+    log.scalars(at, evaluation.scalars)
+    for name, image in evaluation.images.items():
+        log.image(at, name, image)
+    log.say(f"step {at}: " + ", ".join(f"{k} {v:.4g}" for k, v in evaluation.scalars.items()))
+
+
+def _check_skipped(run: Run, state: TrainState, batch: Any, log: logs.Logs) -> None:
+    """Tells of steps that were skipped at the end of a window, and stops the run after too many."""
+    in_a_row = int(state.skipped)
+    if in_a_row:
+        log.say(
+            f"step {int(state.step)}: {in_a_row} step(s) in a row were not finite and were skipped"
+        )
+    if in_a_row < run.max_skipped:
+        return
     bad = first_bad_leaf(state.params) or first_bad_leaf(batch)
     where = f"the first bad leaf is {bad!r}" if bad else "parameters and batch are finite"
-    return (
-        f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped}); {where}. Parameters, optimizer and EMA "
-        "are those of the last good step; lower the learning rate, clip gradients, or look at the data"
+    raise TrainingStopped(
+        f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped}); {where}. Parameters, optimizer and "
+        "EMA are those of the last good step; lower the learning rate, clip gradients, or look at the data"
     )
+
+
+def _tell_saved(saved: checkpoints.Checkpoints, log: logs.Logs) -> None:
+    for durable in saved.news():
+        log.say(f"saved step {durable}")
+
+
+def _rescue(saved: checkpoints.Checkpoints, state: TrainState, log: logs.Logs) -> None:
+    """After an error: saves the state if its arrays are still there; never hides the error by one of its own."""
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+        return  # the step that failed had already taken them
+    try:
+        jax.block_until_ready(state)
+        saved.save(state)
+        saved.wait()
+        _tell_saved(saved, log)
+    except Exception as error:
+        logging.error("the state could not be saved: %s", error)
