@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 800
+    c.seed, c.steps = 0, 600
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -30,7 +30,7 @@ def get_config():
         embed=4,
         groups=8,
     )
-    c.objective = dict(name="autoencoder", kind="l2", kl_weight=1e-4)
+    c.objective = dict(name="autoencoder", kind="l1", kl_weight=1e-3)
     c.optimizer = dict(
         name="adamw",
         lr=2e-3,

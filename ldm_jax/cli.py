@@ -24,7 +24,10 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, TypeError, AttributeError, KeyError, OSError, flags.Error) as error:
         if os.environ.get("LDM_JAX_TRACEBACK"):
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = str(error)
+        if isinstance(error, KeyError) and error.args:
+            # Its text is quoted, and ml_collections quotes it once more.
+            text = str(error.args[0]).strip("\"'").replace("\\'", "'").replace("\\n", ". ")
         fail(text)
 
 
@@ -67,7 +70,10 @@ def run(main: Callable[[list[str]], Any], own: flags.FlagValues | None = None) -
 
     def parse_all(argv):
         if own is not None:
-            flags.FLAGS.append_flag_values(own)  # --help shows them
+            if {"--help", "-help", "--helpshort", "-h"} & set(argv):
+                print(f"{sys.modules['__main__'].__doc__}{own.get_help()}")
+                sys.exit(0)
+            flags.FLAGS.append_flag_values(own)  # for "did you mean"
             argv = parse(own, argv)
         with plain_errors():
             return flags.FLAGS(list(argv))

@@ -4,6 +4,7 @@ Prompts, seeds, guidance scale and the grid's values are traced; only the solver
 compile anew. Every sample has its own seed, so that it does not depend on which others are drawn with it.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,13 +45,29 @@ class Sampling:
 
 
 def make_sampler(
-    model: LatentDiffusion, shape: Sequence[int], sampling: Sampling
+    model: LatentDiffusion, shape: tuple[int, ...], sampling: Sampling
 ) -> Callable[..., Any]:
-    """`(params, arrays, batch, keys, points, scale) -> (x, film | None)`, jitted; `shape` is that of a latent."""
+    """`(params, arrays, batch, keys, points, scale) -> (x, film | None)`, jitted; `shape` is that of a latent.
+
+    The same function for every guidance scale but 1, and every grid of as many steps.
+    """
     guided = sampling.guidance != 1.0 and model.conditioner is not None
     steps = sampling.points.t.shape[0] - 1
+    return _sampler(model, shape, sampling.solver, steps, guided, sampling.rescale, sampling.film)
+
+
+@functools.lru_cache(maxsize=8)
+def _sampler(
+    model: LatentDiffusion,
+    shape: tuple[int, ...],
+    solver: samplers.Solver,
+    steps: int,
+    guided: bool,
+    rescale: float,
+    film: bool,
+) -> Callable[..., Any]:
     frames = np.unique(np.linspace(0, steps - 1, FILM).round().astype(int))
-    finish = guidance.rescale(model.path, sampling.rescale) if sampling.rescale else None
+    finish = guidance.rescale(model.path, rescale) if rescale else None
 
     @jax.jit
     def draw(params, arrays, batch, keys, points, scale):
@@ -58,13 +75,13 @@ def make_sampler(
         denoise = model.denoiser(params)
         if guided:
             denoise = guidance.cfg(denoise, model.null(params, batch), scale, finish)
-        noise, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
+        noise, walk = jax.vmap(jax.random.split, out_axes=1)(keys)
         x_T = samplers.initial_noise(points, noise, (len(noise), *shape))
-        keep = "x0" if sampling.film else None
-        z, film = samplers.sample(denoise, sampling.solver, points, x_T, steps, cond, keep=keep)
-        if film is not None:
-            film = jax.lax.map(lambda z: model.codec.decode(arrays, z), film[frames])
-        return model.codec.decode(arrays, z), film
+        keep = "x0" if film else None
+        z, way = samplers.sample(denoise, solver, points, x_T, walk, cond, keep=keep)
+        if film:
+            way = jax.lax.map(lambda z: model.codec.decode(arrays, z), way[frames])
+        return model.codec.decode(arrays, z), way
 
     return draw
 

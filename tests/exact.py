@@ -1,16 +1,23 @@
-"""Distributions whose denoiser is known in closed form, for every path: what the solvers are measured against."""
+"""Distributions whose denoiser is known in closed form, for every path: what the solvers are measured against.
 
+And the paths and solvers, by name.
+"""
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from ldm_jax.diffusion import paths
+from ldm_jax.diffusion import paths, samplers, solvers
 from ldm_jax.diffusion.process import over
 from ldm_jax.types import Cond, Prediction
 
+KEY = jax.random.key(0)
 NO_COND = Cond()
+# Correlated Gaussian data, for `gaussian`.
+MEAN, COV = np.array([0.5, -0.3], np.float32), np.array([[0.6, 0.25], [0.25, 0.3]], np.float32)
 
-PATHS = {
+_PATHS = {
     "linear": paths.ddpm("linear", 1e-4, 0.02),
     "scaled_linear": paths.ddpm("scaled_linear"),
     "squared_cosine": paths.ddpm("squared_cosine"),
@@ -18,6 +25,20 @@ PATHS = {
     "cosine": paths.cosine(),
     "rectified_flow": paths.rectified_flow(),
     "edm": paths.edm(),
+}
+# Compiled, since a test calls them outside of any jit.
+PATHS = {
+    name: p._replace(alpha=jax.jit(p.alpha), sigma=jax.jit(p.sigma), time_of=jax.jit(p.time_of))
+    for name, p in _PATHS.items()
+}
+SOLVERS = {
+    "ddpm": solvers.ddpm(),
+    "ddpm_large": solvers.ddpm("large"),
+    "ddim": solvers.ddim(),
+    "ddim_eta": solvers.ddim(0.7),
+    "euler": solvers.euler(),
+    "heun": solvers.heun(),
+    "dpmpp_2m": solvers.dpmpp_2m(),
 }
 
 
@@ -68,3 +89,19 @@ class Mixture:
             below = norm.cdf(x[:, None], m, s) @ self.w < u
             lo, hi = np.where(below, x, lo), np.where(below, hi, x)
         return x
+
+
+def run(denoise, solver, points, x_T, key=KEY, **kwargs):
+    walk = jax.jit(
+        lambda points, x, key: samplers.sample(denoise, solver, points, x, key, NO_COND, **kwargs)
+    )
+    return walk(points, x_T, key)
+
+
+def run_all(denoise, names, points, x_T):
+    """{solver: x}, compiled once."""
+
+    def walk(points, x):
+        return {s: samplers.sample(denoise, SOLVERS[s], points, x, KEY, NO_COND)[0] for s in names}
+
+    return jax.jit(walk)(points, x_T)

@@ -25,18 +25,22 @@ def expected(points):
     return np.array([prior, *transitions, decoder]) / np.log(2)
 
 
+def evaluate(denoise, decoder=None, **kwargs):
+    decoder = decoder or bound.continuous()
+    return jax.jit(
+        lambda points, x0: bound.bits_per_dim(
+            denoise, points, x0, jax.random.key(1), NO_COND, decoder, **kwargs
+        )
+    )
+
+
 def measured(path, points, **kwargs):
     x0 = jax.random.normal(KEY, (64, 16, 16, 1))
     x0 *= S / jnp.sqrt(
         jnp.square(x0).mean()
     )  # the sample's own variance would be most of the error
     denoise = gaussian(path, np.zeros(1, np.float32), np.full((1, 1), S**2, np.float32))
-    evaluate = jax.jit(
-        lambda points, x0: bound.bits_per_dim(
-            denoise, points, x0, jax.random.key(1), NO_COND, decoder=bound.continuous(), **kwargs
-        )
-    )
-    return evaluate(points, x0)
+    return evaluate(denoise, **kwargs)(points, x0)
 
 
 GRIDS = {
@@ -81,8 +85,7 @@ def test_a_wrong_denoiser_has_a_larger_bound():
     totals = []
     for variance in (S**2, 0.3 * S**2, 3 * S**2):
         denoise = gaussian(path, np.zeros(1, np.float32), np.full((1, 1), variance, np.float32))
-        out = bound.bits_per_dim(denoise, points, x0, KEY, NO_COND, decoder=bound.continuous())
-        totals.append(float(out.total.mean()))
+        totals.append(float(evaluate(denoise)(points, x0).total.mean()))
     assert totals[0] < min(totals[1:]) - 0.01
 
 
@@ -116,7 +119,7 @@ def test_gaussian_kl_is_the_integral():
 def test_the_discretised_decoder_is_a_distribution_over_the_256_values(std):
     values = np.arange(256) / 127.5 - 1
     x = jnp.asarray(values, jnp.float32)[None, :, None]
-    nll = bound.discretised()
+    nll = jax.jit(bound.discretised())
     for mean in (-1.0, 0.1, 0.97):
         got = np.asarray(nll(x, jnp.full_like(x, mean), jnp.float32(std)), float).ravel()
         assert np.exp(-got).sum() == pytest.approx(1.0, abs=2e-3)
@@ -142,7 +145,7 @@ def test_a_model_that_knows_the_image_pays_for_the_last_level_only():
     def denoise(x_t, t, cond):
         return Prediction(x0, x_t)
 
-    out = bound.bits_per_dim(denoise, samplers.grid(path, 100, "linspace"), x0, KEY, NO_COND)
+    out = evaluate(denoise, bound.discretised())(samplers.grid(path, 100, "linspace"), x0)
     np.testing.assert_allclose(out.transitions, 0.0, atol=1e-6)
     assert float(out.prior.max()) < 1e-3
     # The mass of the centre bin of a normal of standard deviation 0.01: 1/255 either side.

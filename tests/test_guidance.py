@@ -29,7 +29,7 @@ def network(x, t, cond):
     return out
 
 
-DENOISE = process.make_denoiser(network, PATH, targets.v())
+DENOISE = jax.jit(process.make_denoiser(network, PATH, targets.v()))
 
 
 def normal(seed, *shape):
@@ -71,7 +71,8 @@ def test_guidance_extrapolates_from_the_null_condition(scale):
 
 def test_one_call_on_a_doubled_batch():
     CALLS.clear()
-    guidance.cfg(DENOISE, NULL, 2.0)(X, T, COND)
+    denoise = process.make_denoiser(network, PATH, targets.v())
+    jax.eval_shape(guidance.cfg(denoise, NULL, 2.0), X, T, COND)
     assert CALLS == [2 * B]
 
 

@@ -13,7 +13,7 @@ LAYERS = {
     "tree": 0,
     "nn": 1,
     "diffusion": 1,
-    "metrics": 1,
+    "metrics": 3,
     "models": 2,
     "conditioners": 3,
     "codec": 2,

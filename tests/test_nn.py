@@ -156,7 +156,7 @@ def test_attend_by_hand():
             weights = np.exp(logits) * (1 if keep is None else keep[b])
             expected[b, :, h] = weights / weights.sum(1, keepdims=True) @ v[b, :, h]
         arrays = (jnp.asarray(y, jnp.float32) for y in (q, k, v))
-        got = attention.attend(*arrays, None if keep is None else jnp.asarray(keep))
+        got = jax.jit(attention.attend)(*arrays, None if keep is None else jnp.asarray(keep))
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

@@ -41,16 +41,21 @@ def test_reads_a_picture_that_is_painted_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("world", "n", "least"), [(vocabulary.SIMPLE, 120, 0.98), (vocabulary.SCENES, 50, 0.95)]
+    ("world", "n", "least"), [(vocabulary.SIMPLE, 100, 0.98), (vocabulary.SCENES, 40, 0.95)]
 )
-def test_agrees_with_real_pictures_and_not_with_shuffled_captions(world, n, least):
+def test_agrees_with_real_pictures_and_with_other_captions_by_chance_only(world, n, least):
     images, said = real(world, n)
     assert shape_reader.accuracy(images, said) >= least
-    assert shape_reader.accuracy(images, [*said[1:], said[0]]) <= 0.03
+    found = [shape_reader.read(image) for image in images[: n // 2]]
+    claims = [shape_reader.parse(caption) for caption in said]
+    pairs = [(i, j) for i in range(n // 2) for j in range(n) if i != j]
+    chance = np.mean([shape_reader.matches(found[i], claims[j]) for i, j in pairs])
+    # One of 15 classes, at one of 5 places, if both have one object: less than 1 in 50.
+    assert chance < 0.02
 
 
 def test_agrees_with_blurred_and_noisy_pictures():
-    images, said = real(vocabulary.SIMPLE, 120)
+    images, said = real(vocabulary.SIMPLE, 100)
     soft = ndimage.gaussian_filter(images.astype(float), (0, 0.6, 0.6, 0))
     soft += np.random.default_rng(0).normal(0, 4, soft.shape)
     assert shape_reader.accuracy(np.clip(soft, 0, 255).astype(np.uint8), said) >= 0.97

@@ -150,10 +150,10 @@ def test_captions_vary():
     world = vocabulary.SIMPLE
     texts = [
         captions.describe(scene.sample(world, "train", i), scene.generator(world, "train", i, 1))[0]
-        for i in range(8_000)  # a third of the split
+        for i in range(6_500)  # a quarter of the split
     ]
     assert len(set(texts)) > 5_000
-    claims = [shape_reader.parse(text) for text in texts]
+    claims = [shape_reader.parse(text) for text in texts[:1000]]
     placed = [any(o.place for o in c.objects) or bool(c.relations) for c in claims]
     assert 0.8 < np.mean(placed) < 0.98
     assert 0.1 < np.mean(["background" in text for text in texts]) < 0.4

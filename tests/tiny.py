@@ -1,11 +1,25 @@
 """Tiny data and configs for whole runs: `train.py --config tests/tiny.py:text` trains in seconds."""
 
+import atexit
+import contextlib
+import functools
+import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from PIL import Image
+
+ROOT = Path(__file__).parent.parent
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
 
@@ -46,6 +60,7 @@ def common():
         validation=dict(split="all"),
         batch=8,
         size=16,
+        crop="center",
     )
     c.optimizer = dict(name="adamw", lr=1e-3, ema=0.9)
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -108,3 +123,123 @@ def label():
 def get_config(kind):
     """For --config tests/tiny.py:KIND."""
     return globals()[kind]()
+
+
+@functools.cache
+def scratch():
+    """A folder for what several tests share; gone when the session ends."""
+    path = Path(tempfile.mkdtemp(prefix="ldm_jax_tests_"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def shared_pictures():
+    return pictures(scratch() / "pictures")
+
+
+@functools.cache
+def shared_classes():
+    return classes(scratch() / "classes")
+
+
+@functools.cache
+def shared_autoencoder():
+    """The work directory of an autoencoder with the parameters of step 0."""
+    config = autoencoder()
+    config.data.source.path = str(shared_pictures())
+    return saved_at_start(config, scratch() / "autoencoder")
+
+
+@functools.cache
+def shared_model(kind):
+    """The work directory of a diffusion model ("text", "label", "unconditional") at step 0."""
+    return saved_at_start(config_of(kind), scratch() / kind)
+
+
+def config_of(kind):
+    """A config of this file with its data and its autoencoder in place."""
+    config = get_config(kind)
+    config.data.source.path = str(shared_classes() if kind == "label" else shared_pictures())
+    if "codec" in config:
+        config.codec.run = str(shared_autoencoder())
+    return config
+
+
+def saved_at_start(config, workdir):
+    from ldm_jax import build
+    from ldm_jax.training import checkpoints, loop
+
+    run = build.run(config, workdir)
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+        state, _ = loop.start_state(run, saved)
+        saved.save(state)
+    return Path(workdir)
+
+
+def arguments(kind, workdir, *more):
+    """The arguments of train.py for a config of this file."""
+    config = config_of(kind)
+    given = [f"--config.data.source.path={config.data.source.path}"]
+    if "codec" in config:
+        given.append(f"--config.codec.run={config.codec.run}")
+    return ["--config", f"{__file__}:{kind}", "--workdir", str(workdir), *given, *more]
+
+
+def call(script, *argv):
+    """Runs an entry point in this process; the exit status. What it prints is for capsys."""
+    from ldm_jax import cli
+
+    spec = importlib.util.spec_from_file_location(f"entry_{script}", ROOT / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # anew: its flags are unset
+    argv, before = [f"{script}.py", *map(str, argv)], sys.argv
+    sys.argv = argv  # ml_collections finds overrides there
+    try:
+        module.main(cli.parse(module.FLAGS, argv))
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def environment():
+    """For a subprocess: quick compiles, kept for the next one."""
+    own = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(scratch() / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return os.environ | own
+
+
+def spawn(*argv):
+    """Runs Python in a process of its own, to its end."""
+    return subprocess.run(
+        [sys.executable, *map(str, argv)],
+        env=environment(),
+        cwd=scratch(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """For the test modules that import it: XLA takes less time to compile, and keeps what it compiled."""
+    new = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(scratch() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    old = {name: jax.config.values[name] for name in new}
+    for name, value in new.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in old.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

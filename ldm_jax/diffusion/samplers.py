@@ -6,6 +6,7 @@ data (sigma = 0). Everything but the number of steps is a value: other grids, se
 scales, eta run the same compiled program.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +31,7 @@ class Solver(NamedTuple):
     step: Callable[[Callable[[Array, Array], Prediction], Data, Point, Point, Any, Array], Step]
 
 
+@functools.partial(jax.jit, static_argnums=range(7))  # one small program instead of dozens
 def grid(
     path: Path,
     steps: int,

@@ -32,6 +32,7 @@ LEAST_AREA = 0.01  # of the picture: smaller patches are specks
 LEAST_OVERLAP = 0.6  # of the best template: what fits worse has no shape
 LEAST_ASPECT = 0.85  # shorter by longer side of a box: flatter ones count in proportion less
 LEAST_SEEN = 0.85  # of a template: boxes that hide more under others count in proportion less
+HOPELESS = 0.25  # overlap that a search for a better box does not make good
 EDGE = 0.06  # the half width of the belt between left and right, top and bottom
 MIDDLE = 0.15  # how far from the centre of the picture "in the middle" reaches
 APART = 0.08  # the least distance along its axis for a relation
@@ -140,7 +141,10 @@ def recognise(
     top, left = (max(int(v - 0.5 * max(box[2:] - box[:2])) - 2, 0) for v in box[:2])
     bottom, right = (int(v + 0.5 * max(box[2:] - box[:2])) + 3 for v in box[2:])
     window, corner = np.s_[top:bottom, left:right], np.array([top, left, top, left])
-    fits = {s: fit(s, box - corner, a[window], ~others[window], touched) for s in SHAPES}
+    a, counts, box = a[window], ~others[window], box - corner
+    first = {s: float(overlaps(s, box[None], a, counts)[0]) for s in SHAPES}
+    likely = [s for s in SHAPES if first[s] > max(first.values()) - HOPELESS]
+    fits = {s: fit(s, box, a, counts, touched) for s in likely}
     shape = max(fits, key=lambda s: fits[s][0])
     overlap, box = fits[shape]
     ymin, xmin, ymax, xmax = (float(v) for v in (box + corner) / (h, w, h, w))
@@ -170,6 +174,22 @@ def sides_touched(
     ]
 
 
+def overlaps(
+    shape: str,
+    boxes: Float[np.ndarray, "n 4"],
+    a: Float[np.ndarray, "h w"],
+    counts: Bool[np.ndarray, "h w"],
+) -> Float[np.ndarray, " n"]:
+    """How well a shape in each of the boxes covers `a` where it `counts`, less for unlikely boxes; in [0, 1]."""
+    whole = template(shape, boxes, a.shape)
+    t = whole * counts
+    overlap = np.minimum(a, t).sum((1, 2)) / np.maximum(a, t).sum((1, 2))
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    aspect = np.minimum(height, width) / np.maximum(height, width)
+    seen = t.sum((1, 2)) / whole.sum((1, 2))
+    return overlap * np.minimum(aspect / LEAST_ASPECT, 1) * np.minimum(seen / LEAST_SEEN, 1)
+
+
 def fit(
     shape: str,
     box: Float[np.ndarray, "4"],
@@ -188,13 +208,7 @@ def fit(
         boxes = np.repeat(box[None], len(steps), 0)
         boxes[:, side] += out * np.array(steps)
         boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).min(1) >= 2]
-        whole = template(shape, boxes, a.shape)
-        t = whole * counts
-        overlap = np.minimum(a, t).sum((1, 2)) / np.maximum(a, t).sum((1, 2))
-        height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-        aspect = np.minimum(height, width) / np.maximum(height, width)
-        seen = t.sum((1, 2)) / whole.sum((1, 2))
-        overlap *= np.minimum(aspect / LEAST_ASPECT, 1) * np.minimum(seen / LEAST_SEEN, 1)
+        overlap = overlaps(shape, boxes, a, counts)
         best, box = float(overlap.max()), boxes[overlap.argmax()]
     return best, box
 

@@ -21,7 +21,11 @@ from ldm_jax.nn import attention, conv
 
 
 class Layer(nn.Module):
-    """Attention among the tokens, without biases on q, k and v, and a feed-forward."""
+    """Attention among the tokens, without biases on q, k and v, and a feed-forward.
+
+    Both start as zero, unlike the reference: next to embeddings of 0.02, branches of their usual scale would make all
+    tokens of a prompt alike, and it takes thousands of steps to tell them apart again.
+    """
 
     heads: int
     head_dim: int
@@ -32,13 +36,15 @@ class Layer(nn.Module):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        attend = attention.Attention(self.heads, self.head_dim, dtype=self.dtype, name="attn")
+        attend = attention.Attention(
+            self.heads, self.head_dim, zero=True, dtype=self.dtype, name="attn"
+        )
         h = nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm_attn")(x)
         x = x + attend(h, mask=mask)
         h = nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm_ff")(x)
         h = conv.dense(4 * width, "ff_in", self.dtype)(h)
         h = nn.gelu(h, approximate=False)
-        return x + conv.dense(width, "ff_out", self.dtype)(h)
+        return x + conv.dense(width, "ff_out", self.dtype, zero=True)(h)
 
 
 class TextTransformer(nn.Module):

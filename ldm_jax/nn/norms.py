@@ -4,7 +4,7 @@ One pass over the data gives the mean and the variance of every channel c, and t
 
     mean = E_c[m_c]        variance = E_c[v_c] + E_c[(m_c - mean)²]
 
-with v_c = E[(x - x_0)²] - E[x - x_0]². Subtracting one of the channel's own values, x_0, costs nothing and keeps the
+with v_c = E[(x - x_0)²] - E[x - x_0]². Subtracting one of the channel's own values, x_0, costs little and keeps the
 difference from cancelling when the mean is far larger than the deviation. The result is then one multiplication and one
 addition for each element.
 """

@@ -6,8 +6,8 @@ data's axes and means over the batch,
     loss = sum |x - x̂| + perceptual + kl_weight * KL + w * disc_weight * -D(x̂)
     w    = ‖∇ reconstruction‖ / (‖∇ -D(x̂)‖ + 1e-4), in [0, 1e4], the gradients taken at the last decoder kernel
 
-and for the discriminator the hinge loss (Lim & Ye 2017). The two players' gradients come out of one backward pass, since
-each sees the other behind a stop_gradient.
+and for the discriminator the hinge loss (Lim & Ye 2017). The two players' gradients come out of one backward pass,
+since each sees the other behind a stop_gradient.
 """
 
 from collections.abc import Callable, Sequence

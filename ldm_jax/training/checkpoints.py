@@ -1,7 +1,7 @@
 """Checkpoints of a run, through orbax: asynchronous, atomic, the last few kept.
 
-A step has two items: "state" (step, parameters, optimizer) and "ema". Sampling reads only the latter. The only file that
-knows orbax.
+A step has two items: "state" (step, parameters, optimizer) and "ema". Sampling reads only the latter. The only file
+that knows orbax.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ldm_jax import tree
@@ -49,8 +50,9 @@ def _restore(path: Path, wanted: Any) -> Any:
       Unreadable: another structure, shape or dtype, or a file that is missing or damaged.
     """
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            _check(reader.metadata(path).item_metadata.tree, wanted, path)
+        handler = ocp.PyTreeCheckpointHandler()
+        _check(handler.metadata(epath.Path(path)).tree, wanted, path)
+        with ocp.Checkpointer(handler) as reader:
             arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
             restored = reader.restore(
                 path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)

@@ -1,7 +1,7 @@
 """The loop of every run: restore or initialise, step, log, evaluate, save; a signal saves and ends it.
 
-The device is kept busy: a step is handed over while the one before runs, and numbers are fetched only when a line of the
-log is due.
+The device is kept busy: a step is handed over while the one before runs, and numbers are fetched only when a line of
+the log is due.
 """
 
 import contextlib
@@ -235,12 +235,28 @@ def _check_skipped(run: Run, state: TrainState, batch: Any, log: logs.Logs) -> N
         )
     if in_a_row < run.max_skipped:
         return
-    bad = first_bad_leaf(state.params) or first_bad_leaf(batch)
-    where = f"the first bad leaf is {bad!r}" if bad else "parameters and batch are finite"
     raise TrainingStopped(
-        f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped}); {where}. Parameters, optimizer and "
-        "EMA are those of the last good step; lower the learning rate, clip gradients, or look at the data"
+        f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped}); {_first_bad(run, state, batch)}. "
+        "Parameters, optimizer and EMA are those of the last good step; lower the learning rate, clip gradients, or "
+        "look at the data"
     )
+
+
+def _first_bad(run: Run, state: TrainState, batch: Any) -> str:
+    """Where the trouble begins: the data, the parameters, or the gradient with the noise of the last step."""
+
+    def gradient():
+        key = jax.random.fold_in(jax.random.key(run.seed + 1), state.step - 1)
+        of = jax.jit(jax.grad(run.loss, has_aux=True))
+        return of(state.params, run.frozen, batch, key, state.step - 1)[0]
+
+    places = {"batch": lambda: batch, "parameters": lambda: state.params}
+    if run.accumulate == 1:  # a whole batch at once may not fit otherwise
+        places["gradient"] = gradient
+    for place, arrays in places.items():
+        if name := first_bad_leaf(arrays()):
+            return f"the first bad leaf is {name!r} of the {place}"
+    return "batch and parameters are finite, the loss or its gradient is not"
 
 
 def _tell_saved(saved: checkpoints.Checkpoints, log: logs.Logs) -> None:

@@ -76,11 +76,10 @@ def extent(thing: Thing) -> tuple[float, float, float, float]:
 def distance(thing: Thing, side: int) -> Float[np.ndarray, "h w"]:
     """The signed distance to the outline in pixels, negative inside (beyond corners a bound)."""
     ys, xs = pixel_centres(side)
-    y, x, r = (
-        ys - np.float32(thing.y),
-        np.abs(xs - np.float32(thing.x)),
-        thing.radius,
-    )  # all mirror-symmetric
+    r = thing.radius
+    y, x = ys - np.float32(thing.y), np.abs(xs - np.float32(thing.x))  # left mirrors right
+    if thing.shape not in HALF:
+        raise ValueError(f"no shape {thing.shape!r}; choose one of {vocabulary.SHAPES}")
     h, w = (r * half for half in HALF[thing.shape])
     if thing.shape == "circle":
         return np.sqrt(y * y + x * x) - r
@@ -96,9 +95,7 @@ def distance(thing: Thing, side: int) -> Float[np.ndarray, "h w"]:
             np.maximum(y - r, x - ARM * r),
             np.maximum(y - ARM * r, x - r),
         )
-    if thing.shape == "star":
-        return star_distance(y, x, r)
-    raise ValueError(f"no shape {thing.shape!r}; choose one of {vocabulary.SHAPES}")
+    return star_distance(y, x, r)
 
 
 def star_distance(y: np.ndarray, x: np.ndarray, r: float) -> Float[np.ndarray, "h w"]:

@@ -1,0 +1,495 @@
+"""Whole runs: resume, signals, NaN, meshes, and what a run writes."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax import build, tree
+from ldm_jax.build import parts
+from ldm_jax.training import checkpoints, evaluation, logs, loop, optimizer, sharding, step
+from tests import tiny
+from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
+
+STEPS = 6
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    """What was logged of the training steps, without the clock."""
+    clock = ("seconds", "steps_per_second", "waiting_for_data")
+    lines = [m for m in metrics(workdir) if "loss" in m]
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+def saved_state(workdir, config):
+    """The latest checkpoint, as it is on disk."""
+    run = build.run(config, workdir)
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+        return loop.start_state(run, saved)[0]
+
+
+def assert_equal(a, b):
+    for name, x, y in zip(tree.names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
+
+
+def config_of(kind, **changes):
+    config = tiny.config_of(kind)
+    config.update(changes)
+    return config
+
+
+@functools.cache
+def uninterrupted(kind):
+    """A run of six steps without a stop: its work directory and its last state."""
+    workdir = tiny.scratch() / f"uninterrupted_{kind}"
+    config = config_of(kind, steps=STEPS)
+    assert loop.train(build.run(config, workdir), workdir) == STEPS
+    return workdir, saved_state(workdir, config)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "text"])
+def test_two_halves_are_one_run_to_the_bit(kind, tmp_path):
+    reference, state = uninterrupted(kind)
+    for steps in (STEPS // 2, STEPS):
+        config = config_of(kind, steps=steps)
+        assert loop.train(build.run(config, tmp_path), tmp_path) == steps
+    assert_equal(saved_state(tmp_path, config), state)
+    assert losses(tmp_path) == losses(reference)
+    assert [line["step"] for line in losses(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def ending(kind, workdir, name, after):
+    """A real `train.py` that gets a signal after some of its steps."""
+    code = f"""
+        import os, signal, sys
+        from ldm_jax import cli
+        from ldm_jax.training import logs
+        advance, seen = logs.Logs.advance, []
+        def advance_and_end(self, steps=1):
+            advance(self, steps)
+            seen.append(steps)
+            if len(seen) == {after}:
+                os.kill(os.getpid(), signal.{name})
+        logs.Logs.advance = advance_and_end
+        import train
+        cli.run(train.main, train.FLAGS)
+    """
+    argv = tiny.arguments(kind, workdir, f"--config.steps={STEPS}")
+    return tiny.spawn("-c", textwrap.dedent(code), *argv)
+
+
+def test_a_killed_autoencoder_goes_on_to_the_same_bits(tmp_path):
+    reference, state = uninterrupted("autoencoder")
+    run = tmp_path / "run"
+    assert ending("autoencoder", run, "SIGKILL", after=5).returncode == -signal.SIGKILL
+    assert [line["step"] for line in losses(run)][:4] == [1, 2, 3, 4]
+    argv = tiny.arguments("autoencoder", run, f"--config.steps={STEPS}")
+    done = tiny.spawn(tiny.ROOT / "train.py", *argv)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    assert_equal(saved_state(run, config_of("autoencoder", steps=STEPS)), state)
+    assert losses(run) == losses(reference)
+
+
+def test_a_text_model_is_saved_on_sigterm_and_ctrl_c_and_goes_on(tmp_path):
+    reference, state = uninterrupted("text")
+    run = tmp_path / "run"
+    done = ending("text", run, "SIGTERM", after=3)
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM: step 3 is saved; the same command goes on from there" in done.stderr
+    done = ending("text", run, "SIGINT", after=2)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 3" in done.stderr
+    assert "SIGINT: step 5 is saved" in done.stderr
+    done = tiny.spawn(
+        tiny.ROOT / "train.py", *tiny.arguments("text", run, f"--config.steps={STEPS}")
+    )
+    assert done.returncode == 0, done.stderr
+    assert_equal(saved_state(run, config_of("text", steps=STEPS)), state)
+    assert losses(run) == losses(reference)
+    # Nothing but our own lines, neither of orbax nor of absl.
+    for noise in ("WARNING", "orbax", "absl", "W1", "I1"):
+        assert noise not in done.stderr
+
+
+def test_what_a_run_leaves_behind():
+    workdir, _ = uninterrupted("text")
+    last = metrics(workdir)[-1]
+    assert last["step"] == STEPS
+    assert np.isfinite(last["validation/loss"])
+    bins = [line[f"loss_t{i}"] for line in losses(workdir) for i in range(4)]
+    assert all(value is None or np.isfinite(value) for value in bins)
+    assert sum(value is not None for value in bins) > len(bins) / 2
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert (workdir / f"images/samples_{STEPS:08d}.png").is_file()
+    assert {p.name for p in workdir.iterdir()} >= {"codec.json", "tokenizer.json", "data.json"}
+    workdir, _ = uninterrupted("autoencoder")
+    assert {"validation/psnr", "validation/ssim"} < metrics(workdir)[-1].keys()
+    assert (workdir / f"images/reconstructions_{STEPS:08d}.png").is_file()
+
+
+# --- meshes
+
+
+def born(kind, monkeypatch, workdir, devices=None, rules=((".*", "replicate"),), **axes):
+    """A run on another mesh, its train step and its first state."""
+    mesh = sharding.make_mesh(devices=devices, **axes)
+    monkeypatch.setattr(parts, "mesh", lambda config: mesh)
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = tiny.config_of(kind)
+    config.sharding = rules
+    config.optimizer.eps = 1e-2  # Adam divides by |gradient|: without it, rounding decides
+    run = build.run(config, workdir)
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+        state, layouts = loop.start_state(run, saved)
+    out = (layouts, sharding.replicated(mesh))
+    train_step = step.make_train_step(run.loss, run.optimizer, run.ema)
+    return run, jax.jit(train_step, out_shardings=out), state
+
+
+def three_losses(run, train_step, state):
+    values, batches = [], run.batches(0)
+    for _ in range(3):
+        batch = sharding.place(run.mesh, next(batches))
+        state, values_of_step = train_step(state, run.frozen, batch, jax.random.key(1))
+        values.append(float(values_of_step["loss"]))
+    return values, state
+
+
+ON_ONE = dict(data=1)
+LAYOUTS = {
+    "data": (dict(data=8), ((".*", "replicate"),)),
+    "fsdp": (dict(data=2, fsdp=4), ((".*", "fsdp"),)),
+    "tensor": (
+        dict(data=4, tensor=2),
+        ((".*attn/(q|k|v)/kernel", (None, "tensor")), (".*", "replicate")),
+    ),
+}
+
+
+@functools.cache
+def on_one_device(kind):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        workdir = tiny.scratch() / f"one_device_{kind}"
+        return three_losses(*born(kind, monkeypatch, workdir, devices=jax.devices()[:1], **ON_ONE))[
+            0
+        ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("autoencoder", "fsdp"), ("text", "data"), ("text", "tensor")]
+)
+def test_eight_devices_learn_what_one_does(kind, layout, monkeypatch, tmp_path):
+    expected = on_one_device(kind)
+    axes, rules = LAYOUTS[layout]
+    run, train_step, state = born(kind, monkeypatch, tmp_path, rules=rules, **axes)
+    axis = {"data": None, "fsdp": "fsdp", "tensor": "tensor"}[layout]
+    split = [
+        {
+            n
+            for n, x in zip(tree.names(part), jax.tree.leaves(part), strict=True)
+            if axis in x.sharding.spec
+        }
+        for part in (state.params, state.ema, state.opt_state)
+    ]
+    if axis:  # born sharded, and average and both moments lie as their parameters
+        assert split[0]
+        assert split[0] == split[1]
+        assert len(split[2]) == 2 * len(split[0])
+    values, after = three_losses(run, train_step, state)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def state_of(params):
+    return step.init_state(params, optimizer.adamw(steps=10, lr=1e-3))
+
+
+PARAMS = {"net": {"kernel": jnp.arange(256.0).reshape(16, 16), "bias": jnp.arange(16.0)}}
+
+
+def test_a_checkpoint_goes_to_another_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    rules = ((".*", "fsdp"),)
+    shapes = jax.eval_shape(state_of, PARAMS)
+    there = sharding.state_layouts(sharding.make_mesh(data=8), rules, shapes)
+    here = sharding.state_layouts(sharding.make_mesh(data=2, fsdp=4), rules, shapes)
+    state = jax.jit(state_of, out_shardings=there)(PARAMS)
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
+        saved.save(state)
+        assert saved.wait() == 0
+        assert saved.news() == [0]
+        assert saved.news() == []
+        restored = saved.restore(shapes, here)
+        saved.save(state)  # once more is no error
+    assert_equal(restored, state)
+    assert restored.params["net"]["kernel"].sharding == here.params["net"]["kernel"]
+    assert "fsdp" in restored.params["net"]["kernel"].sharding.spec
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"net": {"kernel": PARAMS["net"]["kernel"].astype(jnp.bfloat16), "bias": PARAMS["net"]["bias"]}}, "bfloat16"),
+        ({"net": {"kernel": jnp.ones((16, 8)), "bias": PARAMS["net"]["bias"]}}, r"\[16, 8\]"),
+        ({"net": {"kernel": PARAMS["net"]["kernel"]}}, "nothing"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_parameters_is_refused(params, words, tmp_path):
+    mesh = sharding.make_mesh()
+    shapes = jax.eval_shape(state_of, params)
+    layouts = sharding.state_layouts(mesh, ((".*", "replicate"),), shapes)
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
+        saved.save(state_of(PARAMS))
+        saved.wait()
+        with pytest.raises(checkpoints.Unreadable, match=words):
+            saved.restore(shapes, layouts)
+    with pytest.raises(checkpoints.Unreadable, match=words):
+        checkpoints.load_ema(tmp_path, shapes.ema, layouts.ema)
+
+
+# --- the loop, with a model of one layer
+
+
+def linear_loss(params, frozen, batch, rng, at):
+    error = batch["x"] @ params["net"]["w"] - frozen
+    return jnp.mean(error**2), {"error": jnp.mean(error)}
+
+
+def linear_run(spoil=lambda at, x: x, **changes):
+    """Eight rows of three numbers a step; `spoil(step, x)` changes them."""
+
+    def batches(start):
+        at = start
+        while True:
+            x = np.random.default_rng(at).normal(size=(8, 3)).astype(np.float32)
+            yield {"x": spoil(at, x)}
+            at += 1
+
+    def evaluate(params, frozen):
+        return loop.Evaluation(
+            {"validation/w": float(params["net"]["w"][0])}, {"sheet": np.zeros((8, 8, 3), np.uint8)}
+        )
+
+    mesh = sharding.make_mesh()
+    values = dict(
+        seed=0,
+        steps=8,
+        mesh=mesh,
+        rules=((".*", "replicate"),),
+        init=lambda key: {"net": {"w": jax.random.normal(key, (3,))}},
+        loss=linear_loss,
+        optimizer=optimizer.adamw(steps=8, lr=0.1),
+        frozen=jax.device_put(jnp.float32(3.0), sharding.replicated(mesh)),
+        batches=batches,
+        evaluate=evaluate,
+        ema=0.9,
+        accumulate=1,
+        log_every=1,
+        eval_every=4,
+        save_every=4,
+        keep=3,
+        max_skipped=3,
+    )
+    return loop.Run(**(values | changes))
+
+
+def restored(run, workdir):
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+        return loop.start_state(run, saved)[0]
+
+
+def test_a_run_tells_what_it_does(tmp_path, capsys):
+    loop.train(linear_run(), tmp_path)
+    told = capsys.readouterr().err
+    for words in (
+        "3 parameters on 8 cpu device(s): data 8",
+        "first step after",
+        "step 4: validation/w",
+    ):
+        assert words in told
+    assert told.count("saved step 4") == told.count("saved step 8") == 1
+    assert loop.train(linear_run(), tmp_path) == 8
+    assert "resumed at step 8 of 8; nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_bad_batch_is_skipped_and_counted(tmp_path):
+    def spoil(at, x):
+        return np.full_like(x, np.nan) if at == 3 else x
+
+    run = linear_run(spoil)
+    assert loop.train(run, tmp_path) == 8
+    lines = losses(tmp_path)
+    assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert lines[3]["loss"] is None  # JSON knows no NaN
+    assert np.isfinite(restored(run, tmp_path).params["net"]["w"]).all()
+
+
+def test_too_many_bad_batches_stop_the_run(tmp_path, monkeypatch, capsys):
+    def spoil(at, x):
+        return np.full_like(x, np.inf) if at >= 4 else x
+
+    run = linear_run(spoil)
+    with pytest.raises(loop.TrainingStopped, match=r"3 steps in a row .*first bad leaf is 'x'"):
+        loop.train(run, tmp_path)
+    state = restored(run, tmp_path)
+    assert (int(state.step), int(state.skipped)) == (7, 3)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+    good = tmp_path / "good"
+    loop.train(linear_run(steps=4), good)
+    assert_equal(state.params, restored(linear_run(), good).params)
+    # The command ends with one sentence and not with 0.
+    monkeypatch.setattr(build, "run", lambda config, workdir: run)
+    capsys.readouterr()
+    argv = tiny.arguments("autoencoder", tmp_path)
+    assert tiny.call("train", *argv) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_leaf_whose_gradient_is_bad_is_named(tmp_path):
+    def loss(params, frozen, batch, rng, at):
+        value, aside = linear_loss(params, frozen, batch, rng, at)
+        zero = params["net"]["w"] * 0.0
+        return value + jnp.sqrt(zero @ zero), aside  # its gradient is 0/0
+
+    with pytest.raises(loop.TrainingStopped, match="'net/w' of the gradient"):
+        loop.train(linear_run(loss=loss), tmp_path)
+
+
+def test_an_error_within_a_step_is_not_hidden(tmp_path):
+    def burst(x):
+        if x > 2:
+            raise RuntimeError("the device burst")
+        return x
+
+    def loss(params, frozen, batch, rng, at):
+        value, aside = linear_loss(params, frozen, batch, rng, at)
+        shape = jax.ShapeDtypeStruct((), jnp.int32)
+        return value + jax.pure_callback(burst, shape, at), aside
+
+    run = linear_run(loss=loss, save_every=2)
+    with pytest.raises(Exception, match="the device burst"):
+        loop.train(run, tmp_path)
+    assert int(restored(linear_run(), tmp_path).step) == 2
+
+
+def test_an_error_outside_of_a_step_loses_nothing(tmp_path):
+    def evaluate(params, frozen):
+        raise RuntimeError("no paper")
+
+    with pytest.raises(RuntimeError, match="no paper"):
+        loop.train(linear_run(evaluate=evaluate, eval_every=3), tmp_path)
+    assert int(restored(linear_run(), tmp_path).step) == 3
+
+
+def test_data_that_cannot_be_read_stops_with_a_sentence(tmp_path):
+    def spoil(at, x):
+        if at == 5:
+            raise ValueError("12 of 100 records cannot be read")
+        return x
+
+    with pytest.raises(loop.TrainingStopped, match="12 of 100 records"):
+        loop.train(linear_run(spoil), tmp_path)
+    assert int(restored(linear_run(), tmp_path).step) == 5
+
+
+def test_a_second_signal_ends_at_once():
+    interrupt = loop.Interrupt()
+    with interrupt.watch():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.name == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_numbers_are_fetched_when_a_line_is_due(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        jax, "device_get", lambda x, get=jax.device_get: fetched.append(len(x)) or get(x)
+    )
+    loop.train(linear_run(log_every=4, eval_every=100), tmp_path)
+    assert fetched == [4, 4]
+    assert [line["step"] for line in losses(tmp_path)] == [4, 8]
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(tmp_path):
+    for name, accumulate in (("whole", 1), ("parts", 4)):
+        mesh = sharding.make_mesh(devices=jax.devices()[:2])
+        run = linear_run(
+            accumulate=accumulate,
+            mesh=mesh,
+            frozen=jax.device_put(jnp.float32(3.0), sharding.replicated(mesh)),
+        )
+        loop.train(run, tmp_path / name)
+    whole, parts_ = ([m["loss"] for m in losses(tmp_path / name)] for name in ("whole", "parts"))
+    np.testing.assert_allclose(parts_, whole, rtol=1e-5)
+
+
+def test_lines_that_will_be_written_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with contextlib.closing(logs.Logs(tmp_path, 0, 10)) as log:
+        for at in range(1, 6):
+            log.scalars(at, {"loss": at if at != 2 else np.nan})
+    path.write_text(path.read_text() + '{"step": 6, "lo')  # killed in the middle of a line
+    with contextlib.closing(logs.Logs(tmp_path, 3, 10)) as log:
+        log.scalars(4, {"loss": 40.0})
+        log.image(4, "sheet", np.zeros((8, 8, 3), np.uint8))
+    assert [(m["step"], m["loss"]) for m in metrics(tmp_path)] == [
+        (1, 1),
+        (2, None),
+        (3, 3),
+        (4, 40),
+    ]
+    assert (tmp_path / "images/sheet_00000004.png").is_file()
+    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
+
+
+def test_a_validation_loss_is_that_of_the_parameters_alone():
+    def loss(params, frozen, batch, rng, at):
+        noise = jax.random.normal(rng, batch["x"].shape)
+        return jnp.mean((batch["x"] + noise) @ params["net"]["w"] + frozen), {}
+
+    mesh = sharding.make_mesh()
+    fixed = [{"x": np.ones((8, 3), np.float32)}] * 2
+    evaluate = evaluation.diffusion(loss, mesh, fixed, lambda p, f: np.zeros((4, 8, 8, 3)), None)
+    params = {"net": {"w": jnp.array([1.0, 2.0, 3.0])}}
+    first, second = (evaluate(params, 0.0) for _ in range(2))
+    assert first.scalars == second.scalars
+    other = evaluate(jax.tree.map(lambda w: w + 1, params), 0.0)
+    assert other.scalars != first.scalars
+    assert first.images["samples"].dtype == np.uint8
+
+
+def test_a_reconstruction_that_is_perfect_has_no_error():
+    class Perfect:
+        def apply(self, variables, x, method):
+            return (
+                optax.EmptyState()
+                if method is None
+                else type("G", (), {"mean": x})()
+                if method == "encode"
+                else x
+            )
+
+    fixed = [{"x": np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)}]
+    evaluate = evaluation.autoencoder(Perfect(), sharding.make_mesh(), fixed, shown=4)
+    result = evaluate({"gen": {}}, {})
+    assert result.scalars["validation/psnr"] == np.inf
+    np.testing.assert_allclose(result.scalars["validation/ssim"], 1.0, rtol=1e-6)
+    assert shutil.which("python") is None or "reconstructions" in result.images
