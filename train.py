@@ -31,12 +31,12 @@ def main(argv: list[str]) -> None:
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
         cli.required(CONFIG, WORKDIR)
         from ldm_jax import build
-        from ldm_jax.training import loop
+        from ldm_jax.training import checkpoints, loop
 
         run = build.run(CONFIG.value, WORKDIR.value)
     try:
         reached = loop.train(run, WORKDIR.value)
-    except loop.TrainingStopped as error:
+    except (loop.TrainingStopped, checkpoints.Unreadable) as error:
         cli.fail(str(error))
     logging.info("%s is at step %d of %d", WORKDIR.value, reached, run.steps)
 

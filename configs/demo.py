@@ -32,11 +32,15 @@ def get_config():
         attention=(1, 1),
         middle=1,
         head_dim=32,
-        groups=16,
+        groups=8,
+        scale_shift=True,
+        vector=128,
     )
-    c.conditioner = dict(name="Text", width=128, layers=2, heads=4, head_dim=32)
+    c.conditioner = dict(
+        name="Text", width=128, layers=2, heads=4, head_dim=32, mask_padding=True, pool=True
+    )
     c.path, c.target = dict(name="rectified_flow"), dict(name="flow")
-    c.objective = dict(name="diffusion", times=dict(name="logit_normal"), drop=0.1)
+    c.objective = dict(name="diffusion", times=dict(name="logit_normal", mean=1.0, std=1.0), drop=0.1)
     c.optimizer = dict(
         name="adamw",
         lr=1e-3,

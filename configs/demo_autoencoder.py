@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 600
+    c.seed, c.steps = 0, 1200
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -18,7 +18,7 @@ def get_config():
             split="train",
         ),
         validation=dict(split="validation"),
-        batch=32,
+        batch=16,
         size=32,
     )
     c.model = dict(
@@ -28,9 +28,9 @@ def get_config():
         blocks=1,
         z_channels=4,
         embed=4,
-        groups=8,
+        groups=4,
     )
-    c.objective = dict(name="autoencoder", kind="l1", kl_weight=1e-3)
+    c.objective = dict(name="autoencoder", kind="l2", kl_weight=1e-4)
     c.optimizer = dict(
         name="adamw",
         lr=2e-3,

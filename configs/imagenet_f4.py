@@ -4,9 +4,9 @@
     python train.py --config configs/imagenet_f4.py --workdir runs/imagenet
     python sample.py --workdir runs/imagenet --label "tench, Tinca tinca" --n 16 --guidance 1.5
 
-CompVis' cin256-v2, whose first stage is the KL instead of the VQ model at the same factor. Published (LDM-4-G): FID 3.60
-with guidance 1.5 and 250 DDIM steps, after 178k steps of batch 1200 (271 V100 days). Not trained here. TFDS prepares
-imagenet2012 once from the archives, see docs/guide.md.
+CompVis' cin256-v2, whose first stage is the KL instead of the VQ model at the same factor. Published (LDM-4-G): FID
+3.60 with guidance 1.5 and 250 DDIM steps, after 178k steps of batch 1200 (271 V100 days). Not trained here. TFDS
+prepares imagenet2012 once from the archives, see docs/guide.md.
 """
 
 from ml_collections import ConfigDict

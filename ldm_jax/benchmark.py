@@ -4,8 +4,8 @@
 
 The network is the same one, with the same number of parameters, on 3-channel pixels, f4 and f8 latents. A latent train
 step includes encoding, latent sampling includes decoding. Weights are random: time does not depend on them. FLOPs are
-XLA's own count of the compiled programs. Rombach et al. 2022 (table 6) report 2.7x in training and 3.7x (256 px) to 4.9x
-(512 px) in sampling for f4 against pixels, at equal parameter counts.
+XLA's own count of the compiled programs. Rombach et al. 2022 (table 6) report 2.7x in training and 3.7x (256 px) to
+4.9x (512 px) in sampling for f4 against pixels, at equal parameter counts.
 """
 
 import json

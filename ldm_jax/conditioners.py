@@ -93,6 +93,7 @@ class Text(nn.Module):
     null: Sequence[int] = ()  # ids of the empty prompt, without its padding
     pad: int = 0
     mask_padding: bool = False
+    pool: bool = False  # the mean of the tokens becomes a vector too, which small models learn from sooner
     field: str = "tokens"
     dtype: Any = jnp.float32
     remat: bool = False
@@ -113,7 +114,7 @@ class Text(nn.Module):
         ids = replace_dropped(ids, drop, self.field, null)
         mask = None
         if self.mask_padding:
-            mask = (ids != self.pad).at[:, 0].set(True)
+            mask = (ids != self.pad) | (jnp.arange(n) == 0)
         encoder = text.TextTransformer(
             vocab=self.vocab,
             width=self.width,
@@ -125,7 +126,12 @@ class Text(nn.Module):
             remat=self.remat,
             name="encoder",
         )
-        return Cond(tokens=encoder(ids, mask), mask=mask)
+        tokens = encoder(ids, mask)
+        if not self.pool:
+            return Cond(tokens=tokens, mask=mask)
+        counted = jnp.ones(ids.shape, tokens.dtype) if mask is None else mask.astype(tokens.dtype)
+        pooled = jnp.einsum("bnd,bn->bd", tokens, counted) / counted.sum(1, keepdims=True)
+        return Cond(vector=pooled, tokens=tokens, mask=mask)
 
 
 class Label(nn.Module):

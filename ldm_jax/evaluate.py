@@ -2,10 +2,10 @@
 
     python -m ldm_jax.evaluate --workdir runs/demo/model --n 256 --out runs/demo/evaluation.json
 
-Pictures are judged by the rules of `metrics/shape_reader.py`, not by a network: a prompt counts when exactly the objects
-that it names are there, with their shapes, colours and positions. The prompts are captions of the validation split, and
-of the split of combinations that training never saw; real pictures and their reconstructions by the codec are judged by
-the same rules, since they bound what a model can reach.
+Pictures are judged by the rules of `metrics/shape_reader.py`, not by a network: a prompt counts when exactly the
+objects that it names are there, with their shapes, colours and positions. The prompts are captions of the validation
+split, and of the split of combinations that training never saw; real pictures and their reconstructions by the codec
+are judged by the same rules, since they bound what a model can reach.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A latent diffusion model: which network, conditioner, codec, path and target belong together (Rombach et al. 2022).
 
-It holds no arrays. Its functions take `params = {"network": ..., "conditioner": ...}`, which are trained, and the arrays
-of the codec, which are not.
+It holds no arrays. Its functions take `params = {"network": ..., "conditioner": ...}`, which are trained, and the
+arrays of the codec, which are not.
 """
 
 from typing import NamedTuple

@@ -51,7 +51,6 @@ def with_source(path):
         ("--config.seed=-1", ["seed", "-1"]),
         ("--config.log.every=0", ["log.every", "0"]),
         ("--config.optimizer.name=adanw", ["did you mean"]),
-        ("--config.optimizer.name=optimizer.adamw", ["did you mean"]),
         ("--config.model.name=unet.UNett", ["did you mean 'UNet'"]),
         ("--config.model.name=unett.UNet", ["did you mean 'unet'"]),
         ("--config.sampler.solver=eulr", ["did you mean 'euler'"]),

@@ -26,8 +26,9 @@ def test_per_axis():
         conv.per_axis((1, 2, 2), 2)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (4, 1)])
+@pytest.mark.parametrize(
+    ("rank", "kernel", "stride"), [(1, 3, 1), (1, 4, 1), (2, 1, 1), (2, 3, 2), (3, 3, 1)]
+)
 def test_convolution_is_flax_convolution(rank, kernel, stride):
     x = random(2, *(6, 5, 4)[:rank], 3)
     ours = conv.Conv(4, kernel, stride)
@@ -79,9 +80,8 @@ def test_a_stride_per_axis_shrinks_only_its_axes(pad):
 # ---- group normalisation
 
 
-@pytest.mark.parametrize("space", [(7,), (2, 3, 4)])
-def test_group_norm_is_flax_group_norm(space):
-    x = 3.0 * random(2, *space, 8) + random(8, key=1)
+def test_group_norm_is_flax_group_norm():
+    x = 3.0 * random(2, 3, 4, 8) + random(8, key=1)
     weights = random(*x.shape, key=4)
     ours, theirs = norms.GroupNorm(4, 1e-5), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
 
@@ -248,8 +248,10 @@ def test_attention_commutes_with_permutations_of_positions():
 # ---- residual block
 
 
-@pytest.mark.parametrize("scale_shift", [False, True])
-@pytest.mark.parametrize(("resample", "shape"), [(None, (4, 6)), ("down", (2, 3)), ("up", (8, 12))])
+@pytest.mark.parametrize(
+    ("scale_shift", "resample", "shape"),
+    [(False, None, (4, 6)), (True, "down", (2, 3)), (True, "up", (8, 12))],
+)
 def test_a_residual_block_without_its_branch_is_its_skip(scale_shift, resample, shape):
     x, emb = random(2, 4, 6, 8), random(2, 5, key=1)
     block = conv.ResBlock(8, groups=4, scale_shift=scale_shift, resample=resample)

@@ -4,18 +4,18 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from flax import linen as nn
 
 from ldm_jax import build, tree
 from ldm_jax.build import parts
+from ldm_jax.models.autoencoder import Gaussian
 from ldm_jax.training import checkpoints, evaluation, logs, loop, optimizer, sharding, step
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -309,6 +309,11 @@ def linear_run(spoil=lambda at, x: x, **changes):
     return loop.Run(**(values | changes))
 
 
+def on_devices(n):
+    mesh = sharding.make_mesh(devices=jax.devices()[:n])
+    return dict(mesh=mesh, frozen=jax.device_put(jnp.float32(3.0), sharding.replicated(mesh)))
+
+
 def restored(run, workdir):
     with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
         return loop.start_state(run, saved)[0]
@@ -382,7 +387,8 @@ def test_an_error_within_a_step_is_not_hidden(tmp_path):
         shape = jax.ShapeDtypeStruct((), jnp.int32)
         return value + jax.pure_callback(burst, shape, at), aside
 
-    run = linear_run(loss=loss, save_every=2)
+    # On one device: the others would wait for it for ever.
+    run = linear_run(loss=loss, save_every=2, **on_devices(1))
     with pytest.raises(Exception, match="the device burst"):
         loop.train(run, tmp_path)
     assert int(restored(linear_run(), tmp_path).step) == 2
@@ -430,13 +436,7 @@ def test_numbers_are_fetched_when_a_line_is_due(tmp_path, monkeypatch):
 
 def test_accumulated_micro_batches_are_the_whole_batch(tmp_path):
     for name, accumulate in (("whole", 1), ("parts", 4)):
-        mesh = sharding.make_mesh(devices=jax.devices()[:2])
-        run = linear_run(
-            accumulate=accumulate,
-            mesh=mesh,
-            frozen=jax.device_put(jnp.float32(3.0), sharding.replicated(mesh)),
-        )
-        loop.train(run, tmp_path / name)
+        loop.train(linear_run(accumulate=accumulate, **on_devices(2)), tmp_path / name)
     whole, parts_ = ([m["loss"] for m in losses(tmp_path / name)] for name in ("whole", "parts"))
     np.testing.assert_allclose(parts_, whole, rtol=1e-5)
 
@@ -445,7 +445,7 @@ def test_lines_that_will_be_written_again_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with contextlib.closing(logs.Logs(tmp_path, 0, 10)) as log:
         for at in range(1, 6):
-            log.scalars(at, {"loss": at if at != 2 else np.nan})
+            log.scalars(at, {"loss": float(at) if at != 2 else np.nan})
     path.write_text(path.read_text() + '{"step": 6, "lo')  # killed in the middle of a line
     with contextlib.closing(logs.Logs(tmp_path, 3, 10)) as log:
         log.scalars(4, {"loss": 40.0})
@@ -477,19 +477,17 @@ def test_a_validation_loss_is_that_of_the_parameters_alone():
 
 
 def test_a_reconstruction_that_is_perfect_has_no_error():
-    class Perfect:
-        def apply(self, variables, x, method):
-            return (
-                optax.EmptyState()
-                if method is None
-                else type("G", (), {"mean": x})()
-                if method == "encode"
-                else x
-            )
+    class Perfect(nn.Module):
+        def encode(self, x):
+            return Gaussian(mean=x, logvar=jnp.zeros_like(x))
+
+        def decode(self, z):
+            return z
 
     fixed = [{"x": np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)}]
     evaluate = evaluation.autoencoder(Perfect(), sharding.make_mesh(), fixed, shown=4)
     result = evaluate({"gen": {}}, {})
     assert result.scalars["validation/psnr"] == np.inf
     np.testing.assert_allclose(result.scalars["validation/ssim"], 1.0, rtol=1e-6)
-    assert shutil.which("python") is None or "reconstructions" in result.images
+    originals, reconstructions = np.split(result.images["reconstructions"][8:-8], 2)
+    np.testing.assert_array_equal(originals[:128], reconstructions[-128:])

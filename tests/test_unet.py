@@ -11,8 +11,8 @@ from ldm_jax.models import unet
 from ldm_jax.types import Cond
 from tests.drawn import count, drawn
 
-# The reference models (docs/math and `facts` of CompVis/latent-diffusion): name, network, tokens' width (0: none),
-# channels of x, of the spatial condition, and the exact number of parameters.
+# The models of CompVis/latent-diffusion and Stability: name, network, tokens' width (0: none),
+# channels of x, channels of the spatial condition, and the exact number of parameters.
 PLAIN = dict(transformer=False)
 CELEBA = dict(width=224, mults=(1, 2, 3, 4), attention=(0, 1, 1, 1), head_dim=32, **PLAIN)
 CHURCHES = dict(

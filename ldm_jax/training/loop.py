@@ -172,14 +172,16 @@ def train(run: Run, workdir: str | Path) -> int:
             out_shardings=(layouts, replicated),
         )
         key = jax.device_put(jax.random.key(run.seed + 1), replicated)
-        window, first = Window(), at + 1
+        window, first, stepping = Window(), at + 1, False
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
         try:
             while at < run.steps and interrupt.name is None:
                 batch = sharding.place(run.mesh, window.next_of(batches))
+                stepping = True
                 state, metrics = train_step(state, run.frozen, batch, key)
-                at += 1
                 window.add(metrics)
+                stepping = False
+                at += 1
                 log.advance()
                 if at == first:
                     window.restart_clock()
@@ -193,8 +195,9 @@ def train(run: Run, workdir: str | Path) -> int:
                 if at % run.save_every == 0:
                     saved.save(state)
                 _tell_saved(saved, log)
-        except Exception:
-            _rescue(saved, state, log)
+        except Exception as error:
+            if not stepping and not isinstance(error, jax.errors.JaxRuntimeError):
+                _rescue(saved, state, log)
             raise
         saved.save(state)
         durable = saved.wait()
@@ -265,11 +268,12 @@ def _tell_saved(saved: checkpoints.Checkpoints, log: logs.Logs) -> None:
 
 
 def _rescue(saved: checkpoints.Checkpoints, state: TrainState, log: logs.Logs) -> None:
-    """After an error: saves the state if its arrays are still there; never hides the error by one of its own."""
-    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-        return  # the step that failed had already taken them
+    """After an error outside of a step: saves the state; never hides the error by one of its own.
+
+    Not after an error of the device: then the state is that of a step which failed, its arrays may be gone, and waiting
+    for them may never end. The last checkpoint has to do.
+    """
     try:
-        jax.block_until_ready(state)
         saved.save(state)
         saved.wait()
         _tell_saved(saved, log)

@@ -1,4 +1,4 @@
-"""The one train step, for every loss: gradients, update, moving average, and a guard against steps that are not finite."""
+"""The one train step, for every loss: gradients, update, moving average, and a guard against bad steps."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,0 +1,152 @@
+"""Every file in configs/: it builds, its full-size model has the size that it states, and a small one takes a step."""
+
+import functools
+import importlib
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import build, codec
+from ldm_jax.build import autoencoder, diffusion, workdir
+from ldm_jax.training import sharding, step
+from tests import tiny
+from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
+
+NAMES = sorted(p.stem for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "__init__")
+# Parameters of each part: CompVis' own, from the checkpoints that the docstrings name.
+SIZES = {
+    "kl_f4": {"gen": 55_312_063},
+    "kl_f8": {"gen": 83_653_863},
+    "kl_f16": {"gen": 69_610_963},
+    "kl_f32": {"gen": 103_880_131},
+    "churches_f8": {"network": 294_966_916},
+    "imagenet_f4": {"network": 400_920_579},
+    "text_to_image_f8": {"network": 872_300_484, "conditioner": 542_895_360},
+}
+FACTORS = {"churches_f8": (8, 4), "imagenet_f4": (4, 3), "text_to_image_f8": (8, 4), "demo": (4, 4)}
+
+
+def config_of(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.lock()
+    return config
+
+
+def coder(name):
+    """Stands in for the trained autoencoder: means over blocks, of the right factor and channels."""
+    factor, channels = FACTORS[name]
+
+    def encode(arrays, x, rng):
+        b, h, w, _ = x.shape
+        blocks = x.reshape(b, h // factor, factor, w // factor, factor, 3).mean((2, 4, 5))
+        return jnp.repeat(blocks[..., None], channels, -1) * arrays["scale"]
+
+    def decode(arrays, z):
+        x = z.mean(-1, keepdims=True) / arrays["scale"]
+        return jnp.repeat(x.repeat(factor, 1).repeat(factor, 2), 3, -1)
+
+    def shape(data):
+        return (*(n // factor for n in data[:-1]), channels)
+
+    return codec.Codec(encode, decode, shape)
+
+
+@pytest.fixture
+def with_coder(monkeypatch):
+    def use(name):
+        made = (coder(name), {"scale": jnp.ones(())}, {"run": "stand-in", "step": 0})
+        monkeypatch.setattr(diffusion, "codec_of", lambda config, mesh, directory: made)
+
+    return use
+
+
+def shapes_of(name, config, with_coder):
+    key = jax.random.key(0)
+    if workdir.check_config(config) == "autoencoder":
+        return jax.eval_shape(functools.partial(autoencoder.init, config), key)
+    with_coder(name)
+    provided = dict(null=(2, 3)) | dict(config.get("tokenizer", {}))
+    provided.pop("kind", None)
+    of, _, _ = diffusion.model(config, sharding.make_mesh(), tiny.scratch(), provided)
+    return jax.eval_shape(functools.partial(diffusion.init, config, of, provided), key)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_full_size_is_that_of_the_reference(name, with_coder):
+    config = config_of(name)
+    shapes = shapes_of(name, config, with_coder)
+    for part, size in SIZES[name].items():
+        assert count(shapes[part]) == size
+        assert f"{size:,}" in importlib.import_module(f"configs.{name}").__doc__
+    mesh = sharding.make_mesh(fsdp=8, data=1)
+    sharding.layouts(mesh, config.sharding, shapes)  # its rules fit its parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_complete_and_locked(name):
+    config = config_of(name)
+    workdir.check_config(config)
+    with pytest.raises((AttributeError, KeyError)):
+        config.optimizer.lrr = 1.0
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python train.py --config configs/{name}.py --workdir" in doc
+
+
+def smaller(name):
+    """The same config on tiny pictures, with narrow layers and a small batch."""
+    config = config_of(name)
+    levels = len(config.model.mults)
+    with config.unlocked(), config.ignore_type():
+        labelled = config.get("conditioner", {}).get("name") == "Label"
+        pictures = tiny.shared_classes() if labelled else tiny.shared_pictures()
+        config.data.source = dict(name="folder.folder", path=str(pictures), split="train")
+        config.data.validation = dict(split="all")
+        config.data.batch = 8 * config.optimizer.get("accumulate", 1)
+        config.data.workers = 0
+        config.data.size = 32 if workdir.check_config(config) == "diffusion" else 2**levels
+        config.model.width, config.model.groups, config.model.blocks = 4, 2, 1
+        config.model.mults = (1,) * levels
+        if config.model.get("heads") or config.model.get("head_dim"):
+            config.model.heads, config.model.head_dim = 1, None
+        config.log = dict(batches=1, samples=8)
+        if "discriminator" in config:
+            config.discriminator.update(width=4, layers=1)
+            config.data.size = max(config.data.size, 8)
+            config.objective.disc_start = 0
+        if "tokenizer" in config:
+            config.tokenizer.update(vocab=60, length=8)
+            config.conditioner.update(width=4, layers=1, heads=1, head_dim=4)
+        if labelled:
+            config.conditioner.update(classes=3, width=4)
+        config.mesh = dict(data=4, fsdp=2, tensor=1)
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
+    config = smaller(name)
+    if "codec" in config:
+        with_coder(name)
+        monkeypatch.setattr(diffusion, "measure_scale", lambda *_: 2.0)
+    run = build.run(config, tmp_path)
+    train_step = step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate)
+
+    @jax.jit
+    def first(key, frozen, batch):
+        state = step.init_state(run.init(key), run.optimizer)
+        state, metrics = train_step(state, frozen, batch, key)
+        return metrics, state.skipped
+
+    batch = sharding.place(run.mesh, next(run.batches(0)))
+    metrics, skipped = first(jax.random.key(0), run.frozen, batch)
+    assert np.isfinite(float(metrics["loss"]))
+    assert float(metrics["grad_norm"]) > 0
+    assert int(skipped) == 0
+    assert (tmp_path / "config.json").is_file()
