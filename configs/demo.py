@@ -35,6 +35,7 @@ def get_config():
         groups=8,
         scale_shift=True,
         vector=128,
+        coordinates=True,
     )
     c.conditioner = dict(
         name="Text", width=128, layers=2, heads=4, head_dim=32, mask_padding=True, pool=True

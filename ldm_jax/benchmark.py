@@ -28,13 +28,26 @@ from ldm_jax.models import autoencoder, unet
 from ldm_jax.pipeline import Sampling, make_sampler
 from ldm_jax.training import diffusion_loss, optimizer, sharding, step
 
-SIZE = flags.DEFINE_integer("size", 64, "side of the pictures in pixels", lower_bound=32)
-WIDTH = flags.DEFINE_integer("width", 64, "width of the U-Net and twice that of the autoencoders", lower_bound=16)
-BATCH = flags.DEFINE_integer("batch", 8, "pictures a step", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 10, "solver steps", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs; the median counts", lower_bound=1)
-DTYPE = flags.DEFINE_string("dtype", "float32", "compute dtype of the U-Net and the autoencoders")
-OUT = flags.DEFINE_string("out", None, "a JSON file for the figures")
+FLAGS = flags.FlagValues()
+SIZE = flags.DEFINE_integer(
+    "size", 64, "side of the pictures in pixels", lower_bound=32, flag_values=FLAGS
+)
+WIDTH = flags.DEFINE_integer(
+    "width",
+    64,
+    "width of the U-Net and twice that of the autoencoders",
+    lower_bound=16,
+    flag_values=FLAGS,
+)
+BATCH = flags.DEFINE_integer("batch", 8, "pictures a step", lower_bound=1, flag_values=FLAGS)
+STEPS = flags.DEFINE_integer("steps", 10, "solver steps", lower_bound=1, flag_values=FLAGS)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "timed runs; the median counts", lower_bound=1, flag_values=FLAGS
+)
+DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "compute dtype of the U-Net and the autoencoders", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
 
 SPACES = {"pixel": (), "f4": (1, 2, 4), "f8": (1, 2, 4, 4)}
 
@@ -132,7 +145,9 @@ def latent_vs_pixel() -> None:
         f"\n{SIZE.value} px, U-Net width {WIDTH.value} ({pixel['parameters']:,} parameters), batch {BATCH.value}, "
         f"{STEPS.value} DDIM steps, {DTYPE.value}, {jax.device_count()} x {device.device_kind}, jax {jax.__version__}\n"
     )
-    print("| space | latent | train samples/s | sampling images/s | GFLOP train/sample | GFLOP network |")
+    print(
+        "| space | latent | train samples/s | sampling images/s | GFLOP train/sample | GFLOP network |"
+    )
     print("|---|---|---|---|---|---|")
     for row in rows:
         cells = [row["space"], row["latent"]]
@@ -155,5 +170,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)
     sys.exit(0)

@@ -18,7 +18,8 @@ from absl import flags
 
 from ldm_jax import cli
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything goes")
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything goes", flag_values=FLAGS)
 ROOT = Path(__file__).parent.parent
 
 PROMPTS = (  # the last three have combinations that the training split never contains
@@ -92,4 +93,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

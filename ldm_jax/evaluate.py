@@ -17,24 +17,31 @@ from tqdm import tqdm
 
 from ldm_jax import cli
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py: text to `shapes`")
-N = flags.DEFINE_integer("n", 256, "prompts a split", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "the first sample's seed", lower_bound=0)
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "a run of train.py: text to `shapes`", flag_values=FLAGS
+)
+N = flags.DEFINE_integer("n", 256, "prompts a split", lower_bound=1, flag_values=FLAGS)
+SEED = flags.DEFINE_integer("seed", 0, "the first sample's seed", lower_bound=0, flag_values=FLAGS)
 OUT = flags.DEFINE_string(
-    "out", None, "the JSON file for the figures; None: WORKDIR/evaluation.json"
+    "out", None, "the JSON file for the figures; None: WORKDIR/evaluation.json", flag_values=FLAGS
 )
 GUIDANCE = flags.DEFINE_float(
-    "guidance", None, "classifier-free guidance scale; None: the config's"
+    "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS
 )
 STEPS = flags.DEFINE_integer(
-    "steps", None, "steps of the solver; None: the config's", lower_bound=1
+    "steps", None, "steps of the solver; None: the config's", lower_bound=1, flag_values=FLAGS
 )
-CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "the checkpoint's step; None: the latest")
+CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "the checkpoint's step; None: the latest", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
     cli.compile_cache()
     with cli.plain_errors():
+        cli.nothing_more(argv, "prompts are the captions of the data")
+        cli.required(WORKDIR)
         import numpy as np
 
         from ldm_jax import build, media
@@ -83,6 +90,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
-    cli.run(main)
+    cli.run(main, FLAGS)
     sys.exit(0)

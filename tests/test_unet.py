@@ -317,3 +317,18 @@ def test_heads_per_level_and_no_attention_at_all():
         unet.UNet(**SMALL | dict(attention=(), middle=0, heads=None)).init, KEY, inputs(4, 4), T
     )
     assert not any("attn" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(bare))
+
+
+def test_coordinates_tell_where_an_element_lies():
+    found = unet.positions(jnp.zeros((2, 3, 5, 4)))
+    assert found.shape == (2, 3, 5, 2)
+    np.testing.assert_allclose(found[1, :, 0, 0], [-1, 0, 1])
+    np.testing.assert_allclose(found[0, 2, :, 1], [-1, -0.5, 0, 0.5, 1])
+
+
+def test_coordinates_are_more_channels_of_the_input():
+    network = unet.UNet(width=8, mults=(1,), blocks=1, groups=4, middle=0, coordinates=True)
+    x = jnp.zeros((1, 4, 4, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))["params"]
+    assert shapes["conv_in"]["kernel"].shape == (3, 3, 5, 8)
+    assert shapes["conv_out"]["kernel"].shape == (3, 3, 8, 3)

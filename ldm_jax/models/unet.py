@@ -82,6 +82,16 @@ class Middle(nn.Module):
         return self.res(x.shape[-1], name="res_1")(x, emb, train)
 
 
+def positions(x: Float[Array, "b *space c"]) -> Float[Array, "b *space axes"]:
+    """Where each element lies along each spatial axis, from -1 to 1 (CoordConv, Liu et al. 2018).
+
+    Padding with zeros tells convolutions where they are too, but small networks take long to learn from that.
+    """
+    axes = [jnp.linspace(-1.0, 1.0, size, dtype=x.dtype) for size in x.shape[1:-1]]
+    grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+    return jnp.broadcast_to(grid, (x.shape[0], *grid.shape))
+
+
 class UNet(nn.Module):
     """`UNetModel` of CompVis/latent-diffusion; `heads` or `head_dim` says how attention is split.
 
@@ -108,6 +118,7 @@ class UNet(nn.Module):
     groups: int = 32
     stride: conv.PerAxis = 2  # between levels; (1, 2, 2) keeps the frames of a video
     vector: int = 0  # width of `cond.vector`; 0: the network reads none
+    coordinates: bool = False  # the input also has its positions, [-1, 1] along each axis
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each block in the backward pass
 
@@ -189,6 +200,9 @@ class UNet(nn.Module):
         out_channels = self.out_channels or x.shape[-1]
         if cond.spatial is not None:
             x = jnp.concatenate([x, cond.spatial.astype(x.dtype)], axis=-1)
+
+        if self.coordinates:
+            x = jnp.concatenate([x, positions(x)], axis=-1)
 
         emb = embeddings.sinusoid(t, self.width)
         emb = embeddings.MLP(4 * self.width, self.dtype, name="time")(emb)
