@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 1200
+    c.seed, c.steps = 0, 1100
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -31,7 +31,7 @@ def get_config():
         blocks=1,
         attention=(1, 1),
         middle=1,
-        head_dim=32,
+        head_dim=16,
         groups=8,
         scale_shift=True,
         vector=128,
@@ -41,10 +41,12 @@ def get_config():
         name="Text", width=128, layers=2, heads=4, head_dim=32, mask_padding=True, pool=True
     )
     c.path, c.target = dict(name="rectified_flow"), dict(name="flow")
-    c.objective = dict(name="diffusion", times=dict(name="logit_normal", mean=1.0, std=1.0), drop=0.1)
+    c.objective = dict(
+        name="diffusion", times=dict(name="logit_normal", mean=1.0, std=1.3), drop=0.1
+    )
     c.optimizer = dict(
         name="adamw",
-        lr=1e-3,
+        lr=2e-3,
         warmup=100,
         decay="cosine",
         b2=0.99,

