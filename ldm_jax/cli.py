@@ -25,9 +25,10 @@ def plain_errors() -> Iterator[None]:
         if os.environ.get("LDM_JAX_TRACEBACK"):
             raise
         text = str(error)
-        if isinstance(error, KeyError) and error.args:
-            # Its text is quoted, and ml_collections quotes it once more.
-            text = str(error.args[0]).strip("\"'").replace("\\'", "'").replace("\\n", ". ")
+        if isinstance(error, KeyError | AttributeError) and error.args:
+            # A KeyError's text is quoted, and ml_collections quotes it once more.
+            text = str(error.args[0]).replace("\\'", "'").replace("\\n", "\n").strip("\"'")
+            text = text.replace("\n", ". ")
         fail(text)
 
 

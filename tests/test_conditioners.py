@@ -33,6 +33,7 @@ def apply(module, params, drop=None, batch=BATCH):
 
 EVERY = {
     "text": small_text(mask_padding=True),
+    "pooled": small_text(mask_padding=True, pool=True),
     "label": conditioners.Label(classes=4, width=6),
     "label_vector": conditioners.Label(classes=4, width=6, into="vector"),
     "vector": conditioners.Vector("style"),
@@ -235,3 +236,11 @@ def test_bad_settings_are_named(module, message):
 def test_a_drop_of_another_batch_size_is_refused():
     with pytest.raises(ValueError, match=r"drop\['style'\] has the shape \(1,\), the batch has 3"):
         conditioners.Vector("style").apply({}, BATCH, {"style": jnp.ones(1, bool)})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_pooled_vector_is_the_mean_of_the_tokens_that_count(masked):
+    cond, _ = run(small_text(pool=True, mask_padding=masked))
+    lengths = [4, 3, 5] if masked else [5, 5, 5]
+    for vector, tokens, n in zip(cond.vector, cond.tokens, lengths, strict=True):
+        np.testing.assert_allclose(vector, np.mean(tokens[:n], axis=0), atol=1e-6)

@@ -110,7 +110,8 @@ def smaller(name):
         config.data.validation = dict(split="all")
         config.data.batch = 8 * config.optimizer.get("accumulate", 1)
         config.data.workers = 0
-        config.data.size = 32 if workdir.check_config(config) == "diffusion" else 2**levels
+        # A latent, or what lies at the coarsest level of an autoencoder, has one position at the end.
+        config.data.size = FACTORS.get(name, (1,))[0] * 2 ** (levels - 1)
         config.model.width, config.model.groups, config.model.blocks = 4, 2, 1
         config.model.mults = (1,) * levels
         if config.model.get("heads") or config.model.get("head_dim"):
@@ -120,6 +121,8 @@ def smaller(name):
             config.discriminator.update(width=4, layers=1)
             config.data.size = max(config.data.size, 8)
             config.objective.disc_start = 0
+        if config.model.get("vector"):
+            config.model.vector = 4
         if "tokenizer" in config:
             config.tokenizer.update(vocab=60, length=8)
             config.conditioner.update(width=4, layers=1, heads=1, head_dim=4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models import text
+from tests.drawn import drawn
 
 SMALL = dict(vocab=11, width=24, layers=2, length=8, heads=2, head_dim=4)
 IDS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -11,7 +12,7 @@ IDS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(text.TextTransformer(**SMALL).init)(jax.random.key(0), IDS)
+    return drawn(text.TextTransformer(**SMALL), IDS)
 
 
 def encode(params, ids, mask=None, **kwargs):
@@ -65,3 +66,12 @@ def test_remat_and_bfloat16_keep_the_parameters_and_the_values(params):
 def test_too_many_tokens_are_refused(params):
     with pytest.raises(ValueError, match="8 positions and got 9 tokens"):
         encode(params, jnp.zeros((1, 9), jnp.int32))
+
+
+def test_the_encoder_starts_as_its_embeddings():
+    model = text.TextTransformer(**SMALL)
+    params = jax.jit(model.init)(jax.random.key(0), IDS)
+    tables = params["params"]
+    x = tables["token"]["embedding"][IDS] + tables["position"][: IDS.shape[1]]
+    normed = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(encode(params, IDS), normed, atol=1e-4)

@@ -1,0 +1,64 @@
+"""From a config to a run or a pipeline: the only place that reads configs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.build import autoencoder, diffusion, parts, workdir
+from ldm_jax.pipeline import Pipeline, Sampling
+from ldm_jax.training.loop import Run
+
+
+def run(config: ConfigDict, directory: str | Path) -> Run:
+    """A run of either stage in `directory`; everything that a user can get wrong is looked at before any compile.
+
+    Nothing is written before all of it was looked at.
+
+    Raises:
+      ValueError, FileNotFoundError: one sentence that names what is wrong and what to do.
+    """
+    kinds = {"autoencoder": autoencoder.run, "diffusion": diffusion.run}
+    return kinds[workdir.check_config(config)](config, Path(directory))
+
+
+def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
+    """The trained model in `directory`, from its `config.json` and a checkpoint's moving average.
+
+    Raises:
+      ValueError: the run is not one of a diffusion model.
+      FileNotFoundError: no run or no checkpoint there.
+    """
+    config = workdir.read_config(directory)
+    kind = workdir.check_config(config)
+    if kind != "diffusion":
+        raise ValueError(
+            f"{directory} holds a run of kind {kind!r}; only a diffusion model can be sampled"
+        )
+    return diffusion.pipeline(config, Path(directory), step)
+
+
+def sampling(directory: str | Path, of: Pipeline, film: bool = False, **override: Any) -> Sampling:
+    """How the run's config samples, with `override` of its solver, steps, spacing or guidance.
+
+    Raises:
+      ValueError: an unknown solver or spacing ("did you mean").
+    """
+    return diffusion.sampling(workdir.read_config(directory), of.model, film, **override)
+
+
+def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, list[str]]:
+    """The first `n` pictures [n h w c] in [-1, 1] and captions of another split of the run's data.
+
+    Raises:
+      ValueError: there is no such split, fewer examples than `n`, or no captions.
+    """
+    config = workdir.read_config(directory)
+    of = parts.source(config, split=split)
+    if "caption" not in of.fields:
+        raise ValueError(f"the run in {directory} was trained without captions, which this needs")
+    batches = parts.batches(
+        config, of, (), batch=n, crop="center", flip=False, shuffle=False, repeat=False
+    )
+    return batches[0]["x"], batches.captions(0)

@@ -1,0 +1,307 @@
+"""Stage 2: the run of a diffusion model, and the pipeline that samples from it."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax import codec
+from ldm_jax.build import autoencoder, parts, workdir
+from ldm_jax.build.sections import accepted, checked, did_you_mean, section
+from ldm_jax.data import tokenizer as text
+from ldm_jax.diffusion import objectives, process, samplers
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.pipeline import Pipeline, Sampling, make_sampler
+from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, sharding
+from ldm_jax.types import Batch, Params
+
+Named = str | dict  # a section
+SAMPLER = dict(solver=Named, steps=int, spacing=str, guidance=float, rescale=float)
+OBJECTIVE = dict(
+    name=str, times=Named, weight=Named, kind=str, offset_noise=float, drop=float | dict
+)
+TOKENIZER = dict(kind=str, vocab=int, length=int)
+SCALE_BATCHES = 8  # batches from which the scale of the latents is measured
+
+
+def tokenizer(
+    config: ConfigDict, directory: Path, source: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of the run, and what a text conditioner has to know of it.
+
+    It is learnt from the source's captions when the work directory has none yet; `keep_tokenizer` writes it there.
+    """
+    if "tokenizer" not in config:
+        return None, {}
+    given = checked("tokenizer", config.tokenizer, TOKENIZER, needed=TOKENIZER)
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        trained = text.load(path)
+    elif source is None:
+        raise FileNotFoundError(
+            f"{path} is missing; the run in {directory} is incomplete, train it anew"
+        )
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            learnt = Path(folder) / path.name
+            trained = text.train(
+                source.captions(), learnt, vocab=given["vocab"], kind=given["kind"]
+            )
+    null = tuple(int(i) for i in text.null_ids(trained, given["length"]))
+    return trained, {"vocab": given["vocab"], "length": given["length"], "null": null}
+
+
+def keep_tokenizer(trained: Any, directory: Path) -> None:
+    if trained is not None and not (directory / "tokenizer.json").is_file():
+        workdir.remember(directory / "tokenizer.json", json.loads(trained.to_str()))
+
+
+def conditioner(config: ConfigDict, provided: dict[str, Any]) -> Any:
+    """The conditioner; `provided` (by the tokenizer, by the data) fills what its sections leave out."""
+
+    def one(value):
+        given = section(value, "conditioner")
+        if "parts" in given:
+            given["parts"] = tuple(one(part) for part in given["parts"])
+        takes = accepted("conditioners", given["name"])
+        known = {k: v for k, v in provided.items() if k in takes}
+        return parts.make_section("conditioners", known | given, "conditioner")
+
+    return one(config.conditioner) if "conditioner" in config else None
+
+
+def codec_of(
+    config: ConfigDict, mesh: Mesh, directory: Path
+) -> tuple[codec.Codec, Params, dict[str, Any]]:
+    """The codec, its arrays (the scale still 1), and where they come from.
+
+    A run goes on with the step of the autoencoder that it was started with.
+
+    Raises:
+      FileNotFoundError: the autoencoder's run has no checkpoint, or no longer the one that this run was started with.
+      ValueError: that run is not one of an autoencoder.
+    """
+    given = section(config.codec, "codec")
+    kind = given.pop("name")
+    if kind == "identity":
+        checked("codec", given, {})
+        return codec.identity(), {}, {}
+    if kind != "from_autoencoder":
+        raise ValueError(
+            f"codec.name = {kind!r} is unknown{did_you_mean(kind, ['identity', 'from_autoencoder'])}"
+        )
+    run = checked("codec", given, {"run": str}, needed=("run",))["run"]
+    theirs = workdir.read_config(run)
+    if workdir.check_config(theirs) != "autoencoder":
+        raise ValueError(
+            f"codec.run = {run!r} is not the run of an autoencoder; give the workdir of one"
+        )
+    shapes = jax.eval_shape(functools.partial(autoencoder.init, theirs), jax.random.key(0))
+    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+    before = stored(directory)
+    params, step = checkpoints.load_ema(run, shapes, shardings, before and before["step"])
+    arrays = {"params": params["gen"], "scale": jnp.ones(())}
+    return codec.autoencoder(autoencoder.model(theirs)), arrays, {"run": run, "step": step}
+
+
+def model(
+    config: ConfigDict, mesh: Mesh, directory: Path, provided: dict[str, Any]
+) -> tuple[LatentDiffusion, Params, dict[str, Any]]:
+    """The model, the codec's arrays and their origin."""
+    coder, arrays, origin = codec_of(config, mesh, directory)
+    path = parts.make_section("diffusion.paths", config.path, "path")
+    target = parts.make_section("diffusion.targets", config.target, "target")
+    process.check(path, target)
+    network = parts.make_section("models", config.model, "model")
+    return (
+        LatentDiffusion(network, conditioner(config, provided), coder, path, target),
+        arrays,
+        origin,
+    )
+
+
+def measure_scale(encode: Any, arrays: Params, batches: Sequence[np.ndarray]) -> float:
+    """1 / the standard deviation of the latents of these batches."""
+    encode = jax.jit(encode)
+    z = [
+        np.asarray(encode(arrays, x, jax.random.key(i)), np.float64) for i, x in enumerate(batches)
+    ]
+    return float(1.0 / np.std(np.stack(z)))
+
+
+def stored(directory: Path) -> dict[str, Any] | None:
+    """What a run has written down about its codec: run, step and scale."""
+    path = directory / "codec.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def with_scale(
+    coder: codec.Codec, arrays: Params, origin: dict[str, Any], directory: Path, batches: Any = None
+) -> Params:
+    """The codec's arrays with the scale of the run: measured once on the first batches, then read from `codec.json`.
+
+    Raises:
+      FileNotFoundError: nothing was measured yet and there are no batches.
+    """
+    if not origin:
+        return arrays
+    path = directory / "codec.json"
+    if stored(directory) is None:
+        if batches is None:
+            raise FileNotFoundError(
+                f"{path} is missing; the run in {directory} is incomplete, train it anew"
+            )
+        count = min(SCALE_BATCHES, len(batches))
+        scale = measure_scale(coder.encode, arrays, [batches[i]["x"] for i in range(count)])
+        workdir.remember(path, origin | {"scale": scale})
+    scale = stored(directory)["scale"]
+    logging.info("latents of %s are multiplied by %.5f", origin["run"], scale)
+    return arrays | {"scale": jnp.asarray(scale, jnp.float32)}
+
+
+def example(config: ConfigDict, fields: Sequence[str], provided: dict[str, Any]) -> Batch:
+    """A batch of one, of zeros, for shapes: the fields that a conditioner may read."""
+    size = autoencoder.data_shape(config)[:-1]
+    shapes = {
+        "label": ((1,), jnp.int32),
+        "tokens": ((1, provided.get("length", 1)), jnp.int32),
+        "segmentation": ((1, *size, 1), jnp.int32),
+    }
+    unknown = sorted(set(fields) - set(shapes))
+    if unknown:
+        raise ValueError(f"the conditioner reads {unknown}; the data has only {sorted(shapes)}")
+    return {field: jnp.zeros(*shapes[field]) for field in fields}
+
+
+def latent_shape(config: ConfigDict, coder: codec.Codec) -> tuple[int, ...]:
+    return coder.shape(autoencoder.data_shape(config))
+
+
+def init(
+    config: ConfigDict, of: LatentDiffusion, provided: dict[str, Any], key: jax.Array
+) -> Params:
+    latents = jnp.zeros((1, *latent_shape(config, of.codec)))
+    return of.init(key, latents, example(config, of.fields, provided))
+
+
+def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dict[str, float]]:
+    """The loss in latent space as a function of the network, and the drop rates, by the config's `objective`."""
+    given = checked("objective", config.objective, OBJECTIVE)
+    where = "objective.times"
+    times = parts.make_section(
+        "diffusion.times", given.get("times", "uniform"), where, path=of.path
+    )
+    weight = parts.make_section(
+        "diffusion.weightings", given.get("weight", "uniform"), "objective.weight"
+    )
+    options = {k: given[k] for k in ("kind", "offset_noise") if k in given}
+
+    def loss(network):
+        return objectives.diffusion_loss(network, of.path, of.target, times, weight, **options)
+
+    return loss, given.get("drop", 0.0)
+
+
+def sampling(
+    config: ConfigDict, of: LatentDiffusion, film: bool = False, **override: Any
+) -> Sampling:
+    """The config's sampler, with what a user overrides.
+
+    Raises:
+      ValueError: an unknown solver or spacing ("did you mean"), or guidance of a model without conditions.
+    """
+    given = checked("sampler", config.sampler, SAMPLER, needed=("solver", "steps")) | override
+    if given.get("guidance", 1.0) != 1.0 and of.conditioner is None:
+        raise ValueError(
+            "this model is unconditional, so there is nothing to guide it by; leave guidance out"
+        )
+    solver = parts.make_section("diffusion.solvers", given["solver"], "sampler.solver")
+    points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
+    about = {k: str(v) for k, v in given.items()}
+    scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
+    return Sampling(solver, points, scale, phi, film, tuple(about.items()))
+
+
+def _drawer(
+    config: ConfigDict, of: LatentDiffusion, mesh: Mesh, fixed: dict[str, np.ndarray], count: int
+) -> Callable[[Params, Params], np.ndarray]:
+    """`(params, frozen) -> samples` for the conditions of a fixed batch, with fixed seeds."""
+    how, shape = sampling(config, of), latent_shape(config, of.codec)
+    sampler = make_sampler(of, shape, how)
+    rows = np.arange(sharding.round_up(count, mesh)) % len(fixed["x"])
+    placed = sharding.place(mesh, {k: v[rows] for k, v in fixed.items()})
+    keys = jax.random.split(jax.random.key(config.seed), len(rows))
+
+    def draw(params, frozen):
+        scale = jnp.float32(how.guidance)
+        x, _ = sampler(params, frozen, placed, keys, how.points, scale)
+        return np.asarray(x)[:count]
+
+    return draw
+
+
+def run(config: ConfigDict, directory: Path) -> loop.Run:
+    mesh = parts.mesh(config)
+    source = parts.source(config)
+    workdir.compare(config, source, directory)
+    trained, provided = tokenizer(config, directory, source)
+    if source.classes:
+        provided["classes"] = len(source.classes)
+    of, arrays, origin = model(config, mesh, directory, provided)
+    reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
+    batches = parts.batches(config, source, **reading)
+    objective_, drop = objective(config, of)
+    fixed = parts.validation_batches(config, **reading)
+    count = min(parts.log_options(config)["samples"], len(fixed[0]["x"]))
+    captions = None
+    if trained is not None:
+        captions = [trained.decode(ids) for ids in fixed[0]["tokens"][:count]]
+    validation = diffusion_loss.diffusion_loss(of, objective_, 0.0, train=False)
+    draw = _drawer(config, of, mesh, fixed[0], count)
+    made = parts.run(
+        config,
+        mesh=mesh,
+        init=functools.partial(init, config, of, provided),
+        loss=diffusion_loss.diffusion_loss(of, objective_, drop),
+        frozen=arrays,
+        batches=batches.iterate,
+        evaluate=evaluation.diffusion(validation, mesh, fixed, draw, captions),
+        example=fixed[0],
+    )
+    workdir.claim(config, source, directory)
+    keep_tokenizer(trained, directory)
+    scaled = with_scale(of.codec, made.frozen, origin, directory, batches)
+    return made._replace(frozen=jax.device_put(scaled, sharding.replicated(mesh)))
+
+
+def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pipeline:
+    mesh = sharding.make_mesh()
+    trained, provided = tokenizer(config, directory)
+    if names := workdir.classes(directory):
+        provided["classes"] = len(names)
+    of, arrays, origin = model(config, mesh, directory, provided)
+    arrays = with_scale(of.codec, arrays, origin, directory)
+    shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
+    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+    params, at = checkpoints.load_ema(directory, shapes, shardings, step)
+    return Pipeline(
+        model=of,
+        params=params,
+        arrays=arrays,
+        shape=latent_shape(config, of.codec),
+        mesh=mesh,
+        step=at,
+        config_hash=workdir.config_hash(config),
+        tokenizer=trained,
+        length=provided.get("length", 0),
+        classes=workdir.classes(directory),
+    )

@@ -1,0 +1,135 @@
+"""What both kinds of run are made of: mesh, data, optimizer, logging."""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from beartype.door import is_bearable
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax.build.sections import checked, make, plain, section
+from ldm_jax.build.workdir import LOG
+from ldm_jax.data import pipeline as input_pipeline
+from ldm_jax.training import loop, sharding
+from ldm_jax.types import Loss, Params
+
+PIPELINE = dict(
+    batch=int, size=int | tuple[int, ...], crop=str, flip=bool, workers=int, max_bad_rate=float
+)
+DATA = dict(source=dict | str, validation=dict) | PIPELINE
+OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
+
+
+def make_section(package: str, value: Any, where: str, **more: Any) -> Any:
+    """Calls what a section names below `ldm_jax.package` with the section's other entries."""
+    given = section(value, where)
+    return make(package, given.pop("name"), **more, **given)
+
+
+def data(config: ConfigDict) -> dict[str, Any]:
+    """The section of the data."""
+    return checked("data", config.data, DATA, needed=("source", "validation", "batch", "size"))
+
+
+def mesh(config: ConfigDict) -> Mesh:
+    return sharding.make_mesh(**checked("mesh", config.mesh, dict.fromkeys(sharding.AXES, int)))
+
+
+def source(config: ConfigDict, **override: Any) -> Any:
+    """The source of the data, with some arguments changed: for validation those of `data.validation`."""
+    where = "data.source"
+    return make_section("data", section(data(config)["source"], where) | override, where)
+
+
+def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
+    """The input pipeline over a source, sharded by process; `fields` are those that a conditioner reads."""
+    options = {k: v for k, v in data(config).items() if k in PIPELINE}
+    options |= dict(process_index=jax.process_index(), process_count=jax.process_count())
+    options |= dict(fields=tuple(f for f in fields if f != "tokens"))  # those are the tokenizer's
+    return input_pipeline.batches(of, **(options | dict(seed=config.seed) | more))
+
+
+def validation_batches(config: ConfigDict, **more: Any) -> list[dict[str, np.ndarray]]:
+    """The first few batches of the validation source, always the same: centre crops, no flips."""
+    log = log_options(config)
+    fixed = batches(
+        config,
+        source(config, **data(config)["validation"]),
+        crop="center",
+        flip=False,
+        shuffle=False,
+        **more,
+    )
+    taken = [fixed[i] for i in range(log["batches"])]
+    return [{k: v for k, v in batch.items() if not k.startswith("_")} for batch in taken]
+
+
+def log_options(config: ConfigDict) -> dict[str, int]:
+    return LOG | plain(config.log)
+
+
+def run(
+    config: ConfigDict,
+    *,
+    mesh: Mesh,
+    init: Callable[[jax.Array], Params],
+    loss: Loss,
+    frozen: Params,
+    batches: Callable[[int], Generator[dict[str, np.ndarray]]],
+    evaluate: Callable[[Params, Params], loop.Evaluation],
+    example: dict[str, np.ndarray],
+) -> loop.Run:
+    """A Run; its optimizer, schedule and logging are those of the config.
+
+    Parameters and loss are gone through by shape, with the fields of `example`, so that what does not fit is known
+    before any compile.
+
+    Raises:
+      ValueError: the batch does not divide over the mesh, a rule of the sharding fits no parameter, or shapes that do
+        not fit each other.
+    """
+    options = section(config.optimizer, "optimizer")
+    extra = {k: options.pop(k) for k in OPTIMIZER if k in options}
+    checked("optimizer", extra, OPTIMIZER)
+    ema, accumulate = float(extra.get("ema", 0.9999)), extra.get("accumulate", 1)
+    if not 0.0 <= ema < 1.0:
+        raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
+    optimizer = make("training", f"optimizer.{options.pop('name')}", steps=config.steps, **options)
+    log = log_options(config)
+    batch = data(config)["batch"]
+    sharding.check_batch(batch, mesh, accumulate)
+    rules = plain(config.sharding)
+    if not is_bearable(rules, tuple[tuple[str, str | tuple[str | None, ...]], ...]):
+        raise ValueError(
+            f"sharding = {rules!r} is no list of (regex, layout), such as (('.*', 'fsdp'),)"
+        )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    sharding.layouts(mesh, rules, shapes)
+    micro = {
+        k: jax.ShapeDtypeStruct((batch // accumulate, *v.shape[1:]), v.dtype)
+        for k, v in example.items()
+    }
+    jax.eval_shape(
+        loss, shapes, frozen, micro, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
+    )
+    return loop.Run(
+        seed=config.seed,
+        steps=config.steps,
+        mesh=mesh,
+        rules=rules,
+        init=init,
+        loss=loss,
+        optimizer=optimizer,
+        frozen=jax.device_put(frozen, sharding.replicated(mesh)),
+        batches=batches,
+        evaluate=evaluate,
+        ema=ema,
+        accumulate=accumulate,
+        log_every=log["every"],
+        eval_every=log["evaluate"],
+        save_every=log["save"],
+        keep=log["keep"],
+        max_skipped=log["max_skipped"],
+    )

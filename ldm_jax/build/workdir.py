@@ -1,0 +1,143 @@
+"""The config of a run: checked by section, written into the work directory, compared when a run is resumed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ldm_jax.build.sections import checked, did_you_mean, plain, section
+
+COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
+KINDS = {
+    "autoencoder": COMMON | {"discriminator", "perceptual"},
+    "diffusion": COMMON | {"tokenizer", "codec", "conditioner", "path", "target", "sampler"},
+}
+OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner"}
+LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
+NUMBERS = dict(seed=int, steps=int)
+MAY_CHANGE = ("steps", "log", "mesh", "sharding")  # between two starts of one run
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: the directory holds no run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{workdir} holds no run (no config.json); train there first: "
+            f"python train.py --config ... --workdir {workdir}"
+        )
+    return ConfigDict(_read(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove the run or repair the file"
+        ) from error
+
+
+def config_hash(config: ConfigDict) -> str:
+    """sha256 of the resolved config."""
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()
+
+
+def compare(config: ConfigDict, source: Any, workdir: str | Path) -> None:
+    """Looks whether the run in a work directory, if there is one, is the same; writes nothing.
+
+    Raises:
+      ValueError: the directory belongs to a run of another config, or one on other data.
+    """
+    path = Path(workdir) / "config.json"
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise ValueError(f"{workdir} is a file; give a folder as --workdir")
+    if path.is_file():
+        differ = _differences(_read(path), _as_json(config))
+        if differ:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, old, new in differ[:4])
+            raise ValueError(
+                f"{workdir} holds a run of another config ({shown}); give another --workdir or the old config"
+            )
+    path = Path(workdir) / "data.json"
+    if path.is_file():
+        before = _read(path)
+        if before["fingerprint"] != source.fingerprint:
+            raise ValueError(
+                f"the run in {workdir} was started on other data: {before['name']} with fingerprint "
+                f"{before['fingerprint'][:12]}, and {source.name} has {source.fingerprint[:12]}; "
+                "give the old data, or another --workdir"
+            )
+
+
+def claim(config: ConfigDict, source: Any, workdir: str | Path) -> None:
+    """Writes `config.json` and `data.json` (name, fingerprint, classes): from now on the directory is this run's."""
+    remember(Path(workdir) / "config.json", _as_json(config))
+    data = {"name": source.name, "fingerprint": source.fingerprint, "classes": source.classes}
+    remember(Path(workdir) / "data.json", data)
+
+
+def _as_json(config: ConfigDict) -> Any:
+    return json.loads(config.to_json_best_effort())
+
+
+def remember(path: Path, value: Any) -> None:
+    """Writes JSON at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in sorted(a.keys() | b.keys()) if at or k not in MAY_CHANGE]
+        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{at}.{k}" if at else k)]
+    return [] if a == b else [(at, a, b)]
+
+
+def check_config(config: ConfigDict) -> str:
+    """The kind of run, after a look at the names of the sections.
+
+    Raises:
+      ValueError: an unknown or missing section, an unknown kind of objective, or a value of a wrong type.
+    """
+    given = plain(config)
+    if "objective" not in given:
+        raise ValueError(
+            f"the config lacks the section 'objective', whose name is one of {sorted(KINDS)}"
+        )
+    kind = section(given["objective"], "objective")["name"]
+    if kind not in KINDS:
+        raise ValueError(f"objective.name = {kind!r} is unknown{did_you_mean(kind, KINDS)}")
+    for key in given:
+        if key not in KINDS[kind]:
+            raise ValueError(
+                f"the config has an unknown section {key!r}{did_you_mean(key, KINDS[kind])}"
+            )
+    missing = sorted(KINDS[kind] - OPTIONAL - set(given))
+    if missing:
+        raise ValueError(f"the config lacks the sections {missing}")
+    checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)
+    checked("log", given["log"], dict.fromkeys(LOG, int))
+    positive = {k: given[k] for k in ("steps",)} | {f"log.{k}": v for k, v in given["log"].items()}
+    for key, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{key} = {value} must be at least 1")
+    if given["seed"] < 0:
+        raise ValueError(f"seed = {given['seed']} must not be negative")
+    return kind
+
+
+def classes(directory: str | Path) -> tuple[str, ...] | None:
+    """The class names of the data that the run was trained on."""
+    path = Path(directory) / "data.json"
+    names = _read(path)["classes"] if path.is_file() else None
+    return None if names is None else tuple(names)
