@@ -26,9 +26,12 @@ def plain_errors() -> Iterator[None]:
             raise
         text = str(error)
         if isinstance(error, KeyError | AttributeError) and error.args:
-            # A KeyError's text is quoted, and ml_collections quotes it once more.
-            text = str(error.args[0]).replace("\\'", "'").replace("\\n", "\n").strip("\"'")
-            text = text.replace("\n", ". ")
+            text = str(error.args[0])
+            while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+                text = text[
+                    1:-1
+                ]  # a KeyError's text is quoted, and ml_collections quotes it once more
+            text = text.replace("\\'", "'").replace("\\n", "\n").replace("\n", ". ")
         fail(text)
 
 

@@ -15,6 +15,8 @@ from ldm_jax.training import sharding, step
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(p.stem for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 # Parameters of each part: CompVis' own, from the checkpoints that the docstrings name.
 SIZES = {
@@ -132,7 +134,12 @@ def smaller(name):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = ("kl_f4", "kl_f16", "kl_f32")  # of one kind with kl_f8, and adversarial: long to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
+)
 def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     config = smaller(name)
     if "codec" in config:

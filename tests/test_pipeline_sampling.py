@@ -11,6 +11,8 @@ from ldm_jax import build, media, pipeline
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
+pytestmark = pytest.mark.slow
+
 RED, BLUE = "a red square", "a blue square"
 
 

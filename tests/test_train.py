@@ -20,6 +20,8 @@ from ldm_jax.training import checkpoints, evaluation, logs, loop, optimizer, sha
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
