@@ -77,3 +77,10 @@ def test_every_group_is_clipped_by_its_own_norm():
     )
     # Adam with b1 = b2 = 0 and eps = 1 gives g / (|g| + 1): 1/2 for the clipped group, 1/3 for the other.
     np.testing.assert_allclose([updates["gen"][0], updates["disc"][0]], [-1 / 2, -1 / 3], rtol=1e-5)
+
+
+def test_an_infinite_learning_rate_is_skipped_too():
+    state, batch, train_step = setup(optax.sgd(lambda count: jnp.inf))
+    after, metrics = train_step(state, 3.0, batch, jax.random.key(1))
+    np.testing.assert_array_equal(after.params["net"]["w"], state.params["net"]["w"])
+    assert float(metrics["skipped"]) == 1.0

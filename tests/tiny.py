@@ -19,6 +19,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from PIL import Image
 
+from ldm_jax import tree
+
 ROOT = Path(__file__).parent.parent
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
@@ -225,6 +227,22 @@ def spawn(*argv):
         text=True,
         timeout=600,
     )
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    """What was logged of the training steps, without the clock."""
+    clock = ("seconds", "steps_per_second", "waiting_for_data")
+    lines = [m for m in metrics(workdir) if "loss" in m]
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+def assert_equal(a, b):
+    for name, x, y in zip(tree.names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -57,9 +57,10 @@ def make_train_step(
         key = jax.random.fold_in(rng, state.step)  # a resumed run replays the same noise
         (value, metrics), grads = gradients(state.params, frozen, batch, key, state.step)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        # The updates too: an infinite learning rate spoils what a finite gradient would not.
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1.0 - ema_decay(ema, state.step))
 
