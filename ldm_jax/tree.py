@@ -33,23 +33,16 @@ def map_by_rule(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
     Raises:
       ValueError: a leaf that no rule matches, or a rule that matches no leaf (a final ".*" may be idle).
     """
-    compiled = [(re.compile(pattern), value) for pattern, value in rules]
-    matched = set()
+    every = names(tree)
+    # A pattern that an earlier one leaves nothing to is no typo; one that fits no name is.
+    dead = [p for p, _ in rules if p != ".*" and not any(re.fullmatch(p, name) for name in every)]
+    if dead:
+        raise ValueError(f"the rules {dead} match no leaf; the leaves are named like {every[:5]}")
 
     def value_of(name, _):
-        for i, (pattern, value) in enumerate(compiled):
-            if pattern.fullmatch(name):
-                matched.add(i)
+        for pattern, value in rules:
+            if re.fullmatch(pattern, name):
                 return value
         raise ValueError(f"no rule matches the leaf {name!r}; add one to {[p for p, _ in rules]}")
 
-    # A value may be a tuple or None: keep it whole by mapping over names, not by prefix.
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    values = [value_of(name_of(path), leaf) for path, leaf in leaves]
-    dead = [p for i, (p, _) in enumerate(rules) if i not in matched and p != ".*"]
-    # A pattern that is only shadowed by an earlier one is no typo.
-    every = [name_of(path) for path, _ in leaves]
-    dead = [p for p in dead if not any(re.fullmatch(p, name) for name in every)]
-    if dead:
-        raise ValueError(f"the rules {dead} match no leaf; the leaves are named like {every[:5]}")
-    return jax.tree_util.tree_unflatten(treedef, values)
+    return map_named(value_of, tree)

@@ -28,9 +28,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]:
     """`(state, frozen, batch, rng) -> (state, metrics)`, pure.
 
-    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients a scan averages. If the loss
-    or the gradient is not finite, parameters, optimizer and EMA stay bit-identical and `state.skipped` counts on; the
-    step advances, so that the next one sees other data and noise.
+    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients a scan averages. If the loss,
+    the gradient or the update is not finite, parameters, optimizer and EMA stay bit-identical and `state.skipped`
+    counts on; the step advances, so that the next one sees other data and noise.
     """
 
     once = jax.value_and_grad(loss, has_aux=True)
