@@ -1,6 +1,6 @@
 """Samples from a trained diffusion model; reads `config.json` and a checkpoint of the work directory, never code.
 
-    python sample.py --workdir runs/demo/model --prompt "a red circle on the left" --n 4 --film
+    python sample.py --workdir runs/demo/model --prompt "a red cross on the left" --n 4 --film
     python sample.py --workdir runs/faces --n 16 --solver dpmpp_2m --steps 20 --seed 7
 
 Writes one PNG a sample (its provenance in the text chunks), `grid.png` with captions, and with --film `film.png`: the

@@ -1,7 +1,7 @@
 """The demo's second stage: text to 32x32 `shapes` in the latents of configs/demo_autoencoder.py, on two CPU cores.
 
 python train.py --config configs/demo.py --workdir runs/demo/model
-python sample.py --workdir runs/demo/model --prompt "a red circle to the left of a blue square" --n 4
+python sample.py --workdir runs/demo/model --prompt "a red cross to the left of a blue square" --n 4
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 1100
+    c.seed, c.steps = 0, 820
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -22,7 +22,7 @@ def get_config():
         batch=64,
         size=32,
     )
-    c.tokenizer = dict(kind="wordpiece", vocab=200, length=32)
+    c.tokenizer = dict(kind="wordpiece", vocab=200, length=28)
     c.codec = dict(name="from_autoencoder", run="runs/demo/autoencoder")
     c.model = dict(
         name="unet.UNet",
@@ -45,8 +45,10 @@ def get_config():
         name="diffusion", times=dict(name="logit_normal", mean=1.0, std=1.3), drop=0.1
     )
     c.optimizer = dict(
-        name="adamw",
-        lr=2e-3,
+        name="muon",
+        lr=0.02,
+        adam_lr=2e-3,
+        ns_steps=3,
         warmup=100,
         decay="cosine",
         b2=0.99,
@@ -56,6 +58,6 @@ def get_config():
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
-    c.sampler = dict(solver="heun", steps=12, guidance=3.0)
-    c.log = dict(every=50, evaluate=600, save=600, batches=4, samples=16)
+    c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=3.0)
+    c.log = dict(every=50, evaluate=410, save=410, batches=4, samples=16)
     return c

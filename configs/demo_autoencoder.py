@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 1200
+    c.seed, c.steps = 0, 500
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -30,10 +30,12 @@ def get_config():
         embed=4,
         groups=4,
     )
-    c.objective = dict(name="autoencoder", kind="l2", kl_weight=1e-4)
+    c.objective = dict(name="autoencoder", kind="l2", kl_weight=4e-3)
     c.optimizer = dict(
-        name="adamw",
-        lr=2e-3,
+        name="muon",
+        lr=0.02,
+        adam_lr=2e-3,
+        ns_steps=3,
         warmup=50,
         decay="cosine",
         b2=0.99,
@@ -43,5 +45,5 @@ def get_config():
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
-    c.log = dict(every=50, evaluate=300, save=300, batches=4, samples=8)
+    c.log = dict(every=50, evaluate=250, save=250, batches=4, samples=8)
     return c

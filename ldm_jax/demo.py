@@ -9,6 +9,7 @@ captioned grid of samples; the figures are in `evaluation.json` beside it.
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -23,28 +24,44 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where everything goes", f
 ROOT = Path(__file__).parent.parent
 
 PROMPTS = (  # the last three have combinations that the training split never contains
-    "a red circle on the left",
+    "a red cross on the left",
     "a large blue square at the top",
     "a small green triangle on the right",
-    "a yellow circle to the left of a purple square",
+    "a yellow cross to the left of a purple square",
     "a blue triangle above a red square",
-    "a green square below a yellow circle",
+    "a green square below a yellow cross",
     "a red triangle at the top",
-    "a large blue circle in the middle",
-    "a yellow square to the right of a green circle",
+    "a large blue cross in the middle",
+    "a yellow square to the right of a green cross",
 )
 
 
 def command(*arguments: str | Path) -> None:
-    """Runs a Python command in the checkout and ends with its status if it fails."""
+    """Runs a Python command in the checkout and ends with its status if it fails.
+
+    Ctrl-C and SIGTERM are left to the command, which knows what to save.
+    """
     shown = " ".join(str(a) for a in arguments)
     print(f"\n$ python {shown}", flush=True)
     # One host device a core: XLA's CPU convolutions run on one thread.
     cores = 2 ** ((len(os.sched_getaffinity(0)) or 1).bit_length() - 1)
     environment = {"JAX_NUM_CPU_DEVICES": str(min(cores, 8)), "PYTHONPATH": str(ROOT)} | os.environ
-    done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command as well
+    with subprocess.Popen([sys.executable, *map(str, arguments)], env=environment) as running:
+        signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
+        status = running.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if status:
+        sys.exit(status)
+
+
+def train(config: str, workdir: Path, *flags: str) -> None:
+    """Trains to the end of a config; an interrupted training ends the demo."""
+    command(ROOT / "train.py", "--config", ROOT / "configs" / config, "--workdir", workdir, *flags)
+    steps = json.loads((workdir / "config.json").read_text())["steps"]
+    if not (workdir / "checkpoints" / str(steps)).is_dir():
+        sys.exit(f"the training in {workdir} was stopped; the same command goes on with it")
 
 
 def main(argv: list[str]) -> None:
@@ -53,30 +70,11 @@ def main(argv: list[str]) -> None:
     data, autoencoder, model = work / "data", work / "autoencoder", work / "model"
     of_data = f"--config.data.source.data_dir={data}"
     command("-m", "ldm_jax.data.shapes", "--data_dir", data, "--config", "simple")
-    command(
-        ROOT / "train.py",
-        "--config",
-        ROOT / "configs/demo_autoencoder.py",
-        "--workdir",
-        autoencoder,
-        of_data,
-    )
-    command(
-        *(ROOT / "train.py", "--config", ROOT / "configs/demo.py", "--workdir", model, of_data),
-        f"--config.codec.run={autoencoder}",
-    )
+    train("demo_autoencoder.py", autoencoder, of_data)
+    train("demo.py", model, of_data, f"--config.codec.run={autoencoder}")
     prompts = [flag for prompt in PROMPTS for flag in ("--prompt", prompt)]
-    command(
-        ROOT / "sample.py",
-        "--workdir",
-        model,
-        *prompts,
-        "--n",
-        "4",
-        "--film",
-        "--out",
-        work / "samples",
-    )
+    samples = ("--n", "4", "--film", "--out", work / "samples")
+    command(ROOT / "sample.py", "--workdir", model, *prompts, *samples)
     figures = work / "evaluation.json"
     command("-m", "ldm_jax.evaluate", "--workdir", model, "--out", figures)
 

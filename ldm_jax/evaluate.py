@@ -4,8 +4,9 @@
 
 Pictures are judged by the rules of `metrics/shape_reader.py`, not by a network: a prompt counts when exactly the
 objects that it names are there, with their shapes, colours and positions. The prompts are captions of the validation
-split, and of the split of combinations that training never saw; real pictures and their reconstructions by the codec
-are judged by the same rules, since they bound what a model can reach.
+split, and of the split of combinations that training never saw; a shape is the likeliest of those that the captions of
+the validation split name, if it is likely enough. Real pictures and their reconstructions by the codec are
+judged by the same rules, since they bound what a model can reach.
 """
 
 import json
@@ -63,8 +64,10 @@ def main(argv: list[str]) -> None:
     real, captions = splits["seen"]
     rebuilt = np.clip(pipeline.reconstruct(real), -1.0, 1.0)
     figures["psnr"] = float(np.mean(image.psnr(real, rebuilt)))
-    figures["accuracy_real"] = shape_reader.accuracy(media.to_uint8(real), captions)
-    figures["accuracy_reconstructed"] = shape_reader.accuracy(media.to_uint8(rebuilt), captions)
+    shapes = shape_reader.named(captions)
+    for name, images in (("real", real), ("reconstructed", rebuilt)):
+        accuracy = shape_reader.accuracy(media.to_uint8(images), captions, shapes)
+        figures[f"accuracy_{name}"] = accuracy
     draw = pipeline.drawer(sampling)
     for name, (_, captions) in splits.items():
         seeds = [SEED.value + i for i in range(N.value)]
@@ -74,8 +77,9 @@ def main(argv: list[str]) -> None:
                 images.append(media.to_uint8(drawn.x))
                 bar.update(len(drawn.x))
         images = np.concatenate(images)
-        figures[f"accuracy_{name}"] = shape_reader.accuracy(images, captions)
-        right = [shape_reader.agrees(i, c) for i, c in zip(images[:24], captions[:24], strict=True)]
+        figures[f"accuracy_{name}"] = shape_reader.accuracy(images, captions, shapes)
+        first = zip(images[:24], captions[:24], strict=True)
+        right = [shape_reader.agrees(image, caption, shapes) for image, caption in first]
         marked = [
             f"{'right' if r else 'WRONG'}: {c}" for r, c in zip(right, captions[:24], strict=True)
         ]

@@ -137,3 +137,14 @@ def test_the_reader_shares_only_the_vocabulary_with_the_painter():
         modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         ours = {name for name in modules if name.startswith("ldm_jax.data")}
         assert ours == {"ldm_jax.data.shapes.vocabulary"}
+
+
+def test_only_shapes_that_may_be_there_are_found():
+    captions = ["a red cross", "a blue square over a green cross"]
+    assert shape_reader.named(captions) == ("square", "cross")
+    image = paint(("red", "diamond", (15.7, 16.2)))
+    assert [found.shape for found in shape_reader.read(image)] == ["diamond"]
+    assert [found.shape for found in shape_reader.read(image, ("diamond", "star"))] == ["diamond"]
+    assert not shape_reader.agrees(image, "a red cross")
+    (found,) = shape_reader.read(image, ("square", "triangle"))
+    assert found.shape != "diamond"

@@ -152,7 +152,7 @@ def test_captions_vary():
         captions.describe(scene.sample(world, "train", i), scene.generator(world, "train", i, 1))[0]
         for i in range(6_500)  # a quarter of the split
     ]
-    assert len(set(texts)) > 5_000
+    assert len(set(texts)) > 4_500
     claims = [shape_reader.parse(text) for text in texts[:1000]]
     placed = [any(o.place for o in c.objects) or bool(c.relations) for c in claims]
     assert 0.8 < np.mean(placed) < 0.98
@@ -177,9 +177,11 @@ def test_tfds_reads_back_what_was_painted(tiny):
     for split, n in TINY.splits.items():
         for i, record in zip(range(n), builder.as_data_source(split), strict=True):
             seen = scene.sample(TINY, split, i)
-            image, segmentation = draw.render(seen)
+            image, segmentation = draw.render(seen, TINY.shapes)
             assert np.array_equal(record["image"], image)
             assert np.array_equal(record["segmentation"], segmentation)
+            classes = {TINY.shapes[k - 1] for k in np.unique(segmentation[segmentation > 0])}
+            assert classes == {t.shape for t in seen.things}
             boxes = record["boxes"]
             assert [TINY.shapes[k] for k in boxes["shape"]] == [t.shape for t in seen.things]
             assert [TINY.colours[k] for k in boxes["colour"]] == [t.colour for t in seen.things]

@@ -84,3 +84,33 @@ def test_an_infinite_learning_rate_is_skipped_too():
     after, metrics = train_step(state, 3.0, batch, jax.random.key(1))
     np.testing.assert_array_equal(after.params["net"]["w"], state.params["net"]["w"])
     assert float(metrics["skipped"]) == 1.0
+
+
+def test_muon_takes_orthogonal_steps_with_kernels_and_adams_with_the_rest():
+    tx = optimizer.muon(steps=10, lr=0.5, adam_lr=0.25, ns_steps=8, weight_decay=0.0)
+    shapes = {"conv": (3, 3, 4, 8), "attn": (8, 6), "conv_out": (6, 5)}
+    params = {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}
+    params = {
+        "net": params | {"norm": {"scale": jnp.ones(8)}, "token": {"embedding": jnp.ones((7, 8))}}
+    }
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    gradient = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
+    net = updates["net"]
+    for name in ("conv", "attn"):
+        matrix = np.asarray(net[name]["kernel"]).reshape(-1, shapes[name][-1])
+        scale = 0.5 * max(
+            1, np.sqrt(matrix.shape[1] / matrix.shape[0])
+        )  # sqrt(outputs / inputs), at least 1
+        singular = np.linalg.svd(matrix, compute_uv=False) / scale
+        # These iterations bring singular values near one, not to it (Jordan et al. 2024).
+        assert singular.min() > 0.6
+        assert singular.max() < 1.25
+        assert (
+            np.sum(matrix * np.asarray(gradient["net"][name]["kernel"]).reshape(matrix.shape)) < 0
+        )
+    # Adam's first step is the sign of the gradient times the learning rate, here with Nesterov's look ahead.
+    ahead = 1 + 0.9 * 0.1 / (1 - 0.9**2)
+    for part in (("conv_out", "kernel"), ("norm", "scale"), ("token", "embedding")):
+        got, g = net[part[0]][part[1]], gradient["net"][part[0]][part[1]]
+        np.testing.assert_allclose(got, -0.25 * ahead * np.sign(g), rtol=1e-4)

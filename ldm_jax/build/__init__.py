@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, workdir
+from ldm_jax.build import autoencoder, diffusion, parts, sampler, workdir
 from ldm_jax.pipeline import Pipeline, Sampling
 from ldm_jax.training.loop import Run
 
@@ -45,7 +45,7 @@ def sampling(directory: str | Path, of: Pipeline, film: bool = False, **override
     Raises:
       ValueError: an unknown solver or spacing ("did you mean").
     """
-    return diffusion.sampling(workdir.read_config(directory), of.model, film, **override)
+    return sampler.sampling(workdir.read_config(directory), of.model, film, **override)
 
 
 def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, list[str]]:

@@ -3,7 +3,7 @@
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec
-from ldm_jax.build import autoencoder, parts, workdir
+from ldm_jax.build import autoencoder, parts, sampler, workdir
 from ldm_jax.build.sections import accepted, checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
-from ldm_jax.diffusion import objectives, process, samplers
+from ldm_jax.diffusion import objectives, process
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pipeline import Pipeline, Sampling, make_sampler
+from ldm_jax.pipeline import Pipeline
 from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, sharding
 from ldm_jax.types import Batch, Params
 
 Named = str | dict  # a section
-SAMPLER = dict(solver=Named, steps=int, spacing=str, guidance=float, rescale=float)
 OBJECTIVE = dict(
     name=str, times=Named, weight=Named, kind=str, offset_noise=float, drop=float | dict
 )
@@ -211,44 +210,6 @@ def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dic
     return loss, given.get("drop", 0.0)
 
 
-def sampling(
-    config: ConfigDict, of: LatentDiffusion, film: bool = False, **override: Any
-) -> Sampling:
-    """The config's sampler, with what a user overrides.
-
-    Raises:
-      ValueError: an unknown solver or spacing ("did you mean"), or guidance of a model without conditions.
-    """
-    given = checked("sampler", config.sampler, SAMPLER, needed=("solver", "steps")) | override
-    if given.get("guidance", 1.0) != 1.0 and of.conditioner is None:
-        raise ValueError(
-            "this model is unconditional, so there is nothing to guide it by; leave guidance out"
-        )
-    solver = parts.make_section("diffusion.solvers", given["solver"], "sampler.solver")
-    points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
-    about = {k: str(v) for k, v in given.items()}
-    scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
-    return Sampling(solver, points, scale, phi, film, tuple(about.items()))
-
-
-def _drawer(
-    config: ConfigDict, of: LatentDiffusion, mesh: Mesh, fixed: dict[str, np.ndarray], count: int
-) -> Callable[[Params, Params], np.ndarray]:
-    """`(params, frozen) -> samples` for the conditions of a fixed batch, with fixed seeds."""
-    how, shape = sampling(config, of), latent_shape(config, of.codec)
-    sampler = make_sampler(of, shape, how)
-    rows = np.arange(sharding.round_up(count, mesh)) % len(fixed["x"])
-    placed = sharding.place(mesh, {k: v[rows] for k, v in fixed.items()})
-    keys = jax.random.split(jax.random.key(config.seed), len(rows))
-
-    def draw(params, frozen):
-        scale = jnp.float32(how.guidance)
-        x, _ = sampler(params, frozen, placed, keys, how.points, scale)
-        return np.asarray(x)[:count]
-
-    return draw
-
-
 def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     source = parts.source(config)
@@ -266,7 +227,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     if trained is not None:
         captions = [trained.decode(ids) for ids in fixed[0]["tokens"][:count]]
     validation = diffusion_loss.diffusion_loss(of, objective_, 0.0, train=False)
-    draw = _drawer(config, of, mesh, fixed[0], count)
+    draw = sampler.drawer(config, of, latent_shape(config, of.codec), mesh, fixed[0], count)
     made = parts.run(
         config,
         mesh=mesh,

@@ -99,8 +99,8 @@ def template(
     return np.diff(np.diff(table, axis=1), axis=2) * area[:, None, None]
 
 
-def read(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
-    """The objects in a picture, in no particular order."""
+def read(image: UInt8[np.ndarray, "h w 3"], shapes: Sequence[str] = SHAPES) -> list[Found]:
+    """The objects in a picture, in no particular order; `shapes` are those that may be there."""
     size = image.shape[:2]
     chroma = image.astype(np.float64) - image.mean(-1, keepdims=True)
     along = chroma @ (CHROMA / np.linalg.norm(CHROMA, axis=1, keepdims=True)).T
@@ -122,11 +122,18 @@ def read(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
     # Rims between two colours have a third hue, but no core: give them to the object beside them.
     far, (ys, xs) = ndimage.distance_transform_edt(owner == 0, return_indices=True)
     owner = np.where((far < 2.5) & (solid | (owner > 0)), owner[ys, xs], 0)
-    return [recognise(owner, i + 1, share[..., k], list(COLOURS)[k]) for i, k in enumerate(colours)]
+    return [
+        recognise(owner, i + 1, share[..., k], list(COLOURS)[k], shapes)
+        for i, k in enumerate(colours)
+    ]
 
 
 def recognise(
-    owner: np.ndarray, number: int, share: Float[np.ndarray, "h w"], colour: str
+    owner: np.ndarray,
+    number: int,
+    share: Float[np.ndarray, "h w"],
+    colour: str,
+    shapes: Sequence[str],
 ) -> Found:
     """The object of that number in a map of owners: its shape and its box by matching templates."""
     h, w = owner.shape
@@ -142,8 +149,8 @@ def recognise(
     bottom, right = (int(v + 0.5 * max(box[2:] - box[:2])) + 3 for v in box[2:])
     window, corner = np.s_[top:bottom, left:right], np.array([top, left, top, left])
     a, counts, box = a[window], ~others[window], box - corner
-    first = {s: float(overlaps(s, box[None], a, counts)[0]) for s in SHAPES}
-    likely = [s for s in SHAPES if first[s] > max(first.values()) - HOPELESS]
+    first = {s: float(overlaps(s, box[None], a, counts)[0]) for s in shapes}
+    likely = [s for s in shapes if first[s] > max(first.values()) - HOPELESS]
     fits = {s: fit(s, box, a, counts, touched) for s in likely}
     shape = max(fits, key=lambda s: fits[s][0])
     overlap, box = fits[shape]
@@ -252,12 +259,20 @@ def matches(found: Sequence[Found], claims: Claims) -> bool:
     )
 
 
-def agrees(image: UInt8[np.ndarray, "h w 3"], caption: str) -> bool:
+def agrees(image: UInt8[np.ndarray, "h w 3"], caption: str, shapes: Sequence[str] = SHAPES) -> bool:
     """Whether a picture shows what the caption says; sizes and backgrounds are not judged."""
-    return matches(read(image), parse(caption))
+    return matches(read(image, shapes), parse(caption))
 
 
-def accuracy(images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> float:
+def named(captions: Sequence[str]) -> tuple[str, ...]:
+    """The shapes that captions name: those of a data set, if they are enough of its captions."""
+    said = {claim.shape for caption in captions for claim in parse(caption).objects}
+    return tuple(shape for shape in SHAPES if shape in said)
+
+
+def accuracy(
+    images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str], shapes: Sequence[str] = SHAPES
+) -> float:
     """The fraction of the pictures that agree with their captions, in [0, 1].
 
     Raises:
@@ -267,4 +282,5 @@ def accuracy(images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> f
         raise ValueError(
             f"{len(images)} pictures, {len(captions)} captions: give one for each, at least one"
         )
-    return sum(agrees(*pair) for pair in zip(images, captions, strict=True)) / len(captions)
+    pairs = zip(images, captions, strict=True)
+    return sum(agrees(*pair, shapes) for pair in pairs) / len(captions)

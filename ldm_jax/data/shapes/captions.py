@@ -22,26 +22,23 @@ SIZE_WORDS = {
     "large": ("large", "large", "big"),
 }
 PLACES = {
-    "left": ("on the left", "on the left", "at the left", "on the left side"),
-    "right": ("on the right", "on the right", "at the right", "on the right side"),
-    "top": ("at the top", "at the top", "near the top", "in the upper half"),
-    "bottom": ("at the bottom", "at the bottom", "near the bottom", "in the lower half"),
-    "middle": ("in the middle", "in the middle", "in the centre", "in the center"),
-    "top left": ("at the top left", "in the top left corner", "in the upper left"),
-    "top right": ("at the top right", "in the top right corner", "in the upper right"),
-    "bottom left": ("at the bottom left", "in the bottom left corner", "in the lower left"),
-    "bottom right": ("at the bottom right", "in the bottom right corner", "in the lower right"),
-}  # fmt: skip
+    "left": ("on the left", "at the left"),
+    "right": ("on the right", "at the right"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "middle": ("in the middle", "in the centre"),
+    "top left": ("at the top left", "in the upper left"),
+    "top right": ("at the top right", "in the upper right"),
+    "bottom left": ("at the bottom left", "in the lower left"),
+    "bottom right": ("at the bottom right", "in the lower right"),
+}
 RELATIONS = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "above": ("above", "above", "over"),
     "below": ("below", "below", "under"),
 }
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-ITS = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
 INTROS = ("there is {}", "a picture of {}", "an image of {}", "a drawing of {}", "we see {}")
-NUMBERS = {2: "two", 3: "three"}
 
 
 def place_of(thing: Thing, side: int) -> str | None:
@@ -101,53 +98,30 @@ def clause(thing: Thing, side: int, rng: np.random.Generator) -> str:
     return name(thing, rng) + (f" {pick(rng, PLACES[place])}" if place else "")
 
 
-def one(thing: Thing, side: int, rng: np.random.Generator) -> tuple[str, bool]:
-    """The clauses of a scene with one thing, and whether an intro may come before them."""
-    place = place_of(thing, side)
-    if place is None or rng.random() < 0.1:
-        return name(thing, rng), True
-    if rng.random() < 0.75:
-        return f"{name(thing, rng)} {pick(rng, PLACES[place])}", True
-    link = pick(rng, (", ", " there is ", " we see "))
-    return f"{pick(rng, PLACES[place])}{link}{name(thing, rng)}", False
+def one(thing: Thing, side: int, rng: np.random.Generator) -> str:
+    """A scene with one thing; its place is said in nine of ten."""
+    return clause(thing, side, rng) if rng.random() < 0.9 else name(thing, rng)
 
 
-def two(a: Thing, b: Thing, side: int, rng: np.random.Generator) -> tuple[str, bool]:
-    """The clauses of a scene with two things, `a` first, and whether an intro may come before."""
-    relation = relation_of(a, b, side)
-    places = [place_of(thing, side) for thing in (a, b)]
-    first, second = name(a, rng), name(b, rng)
-    form = rng.random()
-    if relation and form < 0.35:
-        return f"{first} {pick(rng, RELATIONS[relation])} {second}", True
+def two(a: Thing, b: Thing, side: int, rng: np.random.Generator) -> str:
+    """A scene with two things, `a` first: where each stands, how they stand to each other, or neither."""
+    relation, form = relation_of(a, b, side), rng.random()
     if relation and form < 0.45:
-        return f"{first} with {second} {ITS[OPPOSITE[relation]]}", True
-    if relation and form < 0.52:
-        link = pick(rng, (", ", " there is "))
-        return f"{pick(rng, RELATIONS[OPPOSITE[relation]])} {first}{link}{second}", False
-    if relation in ("left", "right") and form < 0.58:
-        return f"{first} {pick(rng, ('next to', 'beside'))} {second}", True
-    if all(places) and form < 0.66:
-        p, q = (pick(rng, PLACES[place]) for place in places)
-        return f"{p} {first}, {q} {second}", False
-    if any(places) and form < 0.95:
-        text = f"{clause(a, side, rng)} and {clause(b, side, rng)}"
-        return (f"two shapes: {text}", True) if rng.random() < 0.2 else (text, True)
-    return f"{first} and {second}", True
+        return f"{name(a, rng)} {pick(rng, RELATIONS[relation])} {name(b, rng)}"
+    if form < 0.9:
+        return f"{clause(a, side, rng)} and {clause(b, side, rng)}"
+    return f"{name(a, rng)} and {name(b, rng)}"
 
 
-def several(things: Sequence[Thing], side: int, rng: np.random.Generator) -> tuple[str, bool]:
-    """The clauses of a scene with three things or more, and whether an intro may come before."""
+def several(things: Sequence[Thing], side: int, rng: np.random.Generator) -> str:
+    """A scene with three things or more."""
     a, b, *rest = things
     relation = relation_of(a, b, side)
     if relation and rng.random() < 0.4:
         text = f"{name(a, rng)} {pick(rng, RELATIONS[relation])} {name(b, rng)}"
-        return f"{text}, and {', and '.join(clause(thing, side, rng) for thing in rest)}", True
+        return f"{text}, and {', and '.join(clause(thing, side, rng) for thing in rest)}"
     clauses = [clause(thing, side, rng) for thing in things]
-    text = f"{', '.join(clauses[:-1])} and {clauses[-1]}"
-    if rng.random() < 0.25:
-        text = f"{NUMBERS[len(things)]} shapes: {text}"
-    return text, True
+    return f"{', '.join(clauses[:-1])} and {clauses[-1]}"
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, int]:
@@ -155,16 +129,12 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, int]:
     order = list(range(len(scene.things)))
     rng.shuffle(order)
     things = [scene.things[i] for i in order]
-    first = order[0]
-    if len(things) == 1:
-        text, intro = one(*things, scene.side, rng)
-    elif len(things) == 2:
-        text, intro = two(*things, scene.side, rng)
+    if len(things) > 2:
+        text = several(things, scene.side, rng)
     else:
-        text, intro = several(things, scene.side, rng)
-    if intro and rng.random() < 0.4:
-        plural = text.startswith(tuple(NUMBERS.values()))
-        text = pick(rng, INTROS[1:] if plural else INTROS).format(text)
-    if rng.random() < 0.2:
+        text = (one if len(things) == 1 else two)(*things, scene.side, rng)
+    if rng.random() < 0.3:
+        text = pick(rng, INTROS).format(text)
+    if rng.random() < 0.15:
         text += behind(scene.backdrop, rng)
-    return text, first
+    return text, order[0]

@@ -9,6 +9,7 @@ centre is the centre of its bounding box.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -136,13 +137,15 @@ def background(b: Backdrop, side: int) -> Float[np.ndarray, "h w"]:
     return (b.level + b.contrast * wave).astype(np.float32)
 
 
-def render(scene: Scene) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 1"]]:
-    """The picture, and its segmentation: 0 is background, k + 1 the k-th of `vocabulary.SHAPES`."""
+def render(
+    scene: Scene, shapes: Sequence[str] = vocabulary.SHAPES
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 1"]]:
+    """The picture, and its segmentation: 0 is background, k + 1 the k-th of `shapes`."""
     grey = background(scene.backdrop, scene.side)
     image = np.repeat(grey[..., None], 3, axis=2)
     segmentation = np.zeros(grey.shape, np.uint8)
     for thing in scene.things:
         cover = coverage(thing, scene.side)
         image += cover[..., None] * (np.float32(vocabulary.COLOURS[thing.colour]) - image)
-        segmentation[cover >= 0.5] = vocabulary.SHAPES.index(thing.shape) + 1
+        segmentation[cover >= 0.5] = shapes.index(thing.shape) + 1
     return (image + 0.5).astype(np.uint8), segmentation[..., None]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ldm_jax.data.shapes import captions, draw, scene, vocabulary
 
-VERSION = "1.0.0"  # of what is painted and said: raise it with every change of either
+VERSION = "2.0.0"  # of what is painted and said: raise it with every change of either
 
 
 @dataclasses.dataclass
@@ -46,7 +46,7 @@ def example(world: vocabulary.World, split: str, index: int) -> dict[str, Any]:
     """One record; a pure function of its arguments."""
     seen = scene.sample(world, split, index)
     caption, first = captions.describe(seen, scene.generator(world, split, index, use=1))
-    image, segmentation = draw.render(seen)
+    image, segmentation = draw.render(seen, world.shapes)
     named = seen.things[first]
     return {
         "image": png(image),

@@ -1,0 +1,63 @@
+"""How a run's config samples, and the samples that its training shows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax.build import parts
+from ldm_jax.build.sections import checked
+from ldm_jax.diffusion import samplers
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.pipeline import Sampling, make_sampler
+from ldm_jax.training import sharding
+from ldm_jax.types import Params
+
+SAMPLER = dict(solver=str | dict, steps=int, spacing=str, guidance=float, rescale=float)
+
+
+def sampling(
+    config: ConfigDict, of: LatentDiffusion, film: bool = False, **override: Any
+) -> Sampling:
+    """The config's sampler, with what a user overrides.
+
+    Raises:
+      ValueError: an unknown solver or spacing ("did you mean"), or guidance of a model without conditions.
+    """
+    given = checked("sampler", config.sampler, SAMPLER, needed=("solver", "steps")) | override
+    if given.get("guidance", 1.0) != 1.0 and of.conditioner is None:
+        raise ValueError(
+            "this model is unconditional, so there is nothing to guide it by; leave guidance out"
+        )
+    solver = parts.make_section("diffusion.solvers", given["solver"], "sampler.solver")
+    points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
+    about = {k: str(v) for k, v in given.items()}
+    scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
+    return Sampling(solver, points, scale, phi, film, tuple(about.items()))
+
+
+def drawer(
+    config: ConfigDict,
+    of: LatentDiffusion,
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    fixed: dict[str, np.ndarray],
+    count: int,
+) -> Callable[[Params, Params], np.ndarray]:
+    """`(params, frozen) -> samples` for the conditions of a fixed batch and fixed seeds; `shape` is a latent's."""
+    how = sampling(config, of)
+    sample = make_sampler(of, shape, how)
+    rows = np.arange(sharding.round_up(count, mesh)) % len(fixed["x"])
+    placed = sharding.place(mesh, {k: v[rows] for k, v in fixed.items()})
+    keys = jax.random.split(jax.random.key(config.seed), len(rows))
+
+    def draw(params, frozen):
+        scale = jnp.float32(how.guidance)
+        x, _ = sample(params, frozen, placed, keys, how.points, scale)
+        return np.asarray(x)[:count]
+
+    return draw
