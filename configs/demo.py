@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 820
+    c.seed, c.steps = 0, 740
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -59,5 +59,5 @@ def get_config():
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
     c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=3.0)
-    c.log = dict(every=50, evaluate=410, save=410, batches=4, samples=16)
+    c.log = dict(every=50, evaluate=370, save=370, batches=4, samples=16)
     return c

@@ -46,12 +46,13 @@ def command(*arguments: str | Path) -> None:
     # One host device a core: XLA's CPU convolutions run on one thread.
     cores = 2 ** ((len(os.sched_getaffinity(0)) or 1).bit_length() - 1)
     environment = {"JAX_NUM_CPU_DEVICES": str(min(cores, 8)), "PYTHONPATH": str(ROOT)} | os.environ
-    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command as well
+    # A terminal sends SIGINT to the command as well.
+    interrupted = signal.signal(signal.SIGINT, lambda *_: None)
     with subprocess.Popen([sys.executable, *map(str, arguments)], env=environment) as running:
-        signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
+        terminated = signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number))
         status = running.wait()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, terminated)
     if status:
         sys.exit(status)
 

@@ -39,15 +39,12 @@ def test_a_signal_is_left_to_the_command(number, tmp_path):
         if number == signal.SIGINT:  # a terminal sends it to both
             os.kill(int(ready.read_text()), number)
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     thread = threading.Thread(target=send)
     thread.start()
-    try:
-        demo.command("-c", code)
-    finally:
-        thread.join()
-        for n, handler in before.items():
-            signal.signal(n, handler)
+    demo.command("-c", code)
+    thread.join()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert told.exists()
 
 
