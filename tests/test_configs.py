@@ -134,12 +134,7 @@ def smaller(name):
     return config
 
 
-SLOW = ("kl_f4", "kl_f16", "kl_f32")  # of one kind with kl_f8, and adversarial: long to compile
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     config = smaller(name)
     if "codec" in config:
