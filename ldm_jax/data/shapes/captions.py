@@ -6,7 +6,7 @@ is said: a thing between "left" and "middle" has no place, and two things that l
 no relation.
 
     caption  = [intro] clauses [background]
-    clauses  = thing [place] | place thing | thing relation thing | relation thing, thing | ...
+    clauses  = thing [place] | thing relation thing | thing [place] and thing [place] | ...
 """
 
 from collections.abc import Sequence
