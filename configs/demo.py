@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 740
+    c.seed, c.steps = 0, 700
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -38,7 +38,14 @@ def get_config():
         coordinates=True,
     )
     c.conditioner = dict(
-        name="Text", width=128, layers=2, heads=4, head_dim=32, mask_padding=True, pool=True
+        name="Text",
+        width=128,
+        layers=2,
+        heads=4,
+        head_dim=32,
+        embedding_std=1.0,
+        mask_padding=True,
+        pool=True,
     )
     c.path, c.target = dict(name="rectified_flow"), dict(name="flow")
     c.objective = dict(
@@ -58,6 +65,6 @@ def get_config():
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
-    c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=3.0)
-    c.log = dict(every=50, evaluate=370, save=370, batches=4, samples=16)
+    c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=5.0)
+    c.log = dict(every=50, evaluate=350, save=350, batches=4, samples=16)
     return c

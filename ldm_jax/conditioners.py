@@ -90,6 +90,7 @@ class Text(nn.Module):
     length: int = 77
     heads: int = 8
     head_dim: int = 64
+    embedding_std: float = 0.02
     null: Sequence[int] = ()  # ids of the empty prompt, without its padding
     pad: int = 0
     mask_padding: bool = False
@@ -124,6 +125,7 @@ class Text(nn.Module):
             length=self.length,
             heads=self.heads,
             head_dim=self.head_dim,
+            embedding_std=self.embedding_std,
             dtype=self.dtype,
             remat=self.remat,
             name="encoder",

@@ -24,7 +24,9 @@ class Layer(nn.Module):
     """Attention among the tokens, without biases on q, k and v, and a feed-forward.
 
     Both start as zero, unlike the reference: next to embeddings of 0.02, branches of their usual scale would make all
-    tokens of a prompt alike, and it takes thousands of steps to tell them apart again.
+    tokens of a prompt alike, and it takes thousands of steps to tell them apart again. An optimizer whose steps do not
+    depend on the scale of the gradients (Muon) lets the branches grow to that scale within a few steps, so give the
+    embeddings a scale of 1 with it.
     """
 
     heads: int
@@ -56,6 +58,7 @@ class TextTransformer(nn.Module):
     length: int = 77  # the most tokens that it can read
     heads: int = 8
     head_dim: int = 64
+    embedding_std: float = 0.02  # of token and position embeddings at the start
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each layer in the backward pass
 
@@ -74,11 +77,11 @@ class TextTransformer(nn.Module):
                 f"the text encoder has {self.length} positions and got {n} tokens; "
                 f"truncate the tokens or set length={n}"
             )
-        small = nn.initializers.normal(0.02)
+        normal = nn.initializers.normal(self.embedding_std)
         embed = nn.Embed(
-            self.vocab, self.width, embedding_init=small, dtype=self.dtype, name="token"
+            self.vocab, self.width, embedding_init=normal, dtype=self.dtype, name="token"
         )
-        position = self.param("position", small, (self.length, self.width))
+        position = self.param("position", normal, (self.length, self.width))
         x = embed(ids) + position[:n].astype(self.dtype)
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.layers):
