@@ -8,6 +8,11 @@ import numpy as np
 def drawn(module, *args, seed=0, **kwargs):
     """`module.init` with every leaf replaced by normal draws: nothing starts at zero, and scales are around one."""
     shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **kwargs), *args)
+    return like(shapes, seed)
+
+
+def like(shapes, seed=0):
+    """Normal draws of these shapes."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -13,6 +13,7 @@ from ldm_jax import build, codec
 from ldm_jax.build import autoencoder, diffusion, workdir
 from ldm_jax.training import sharding, step
 from tests import tiny
+from tests.drawn import like
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
 pytestmark = pytest.mark.slow
@@ -144,13 +145,15 @@ def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     train_step = step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate)
 
     @jax.jit
-    def first(key, frozen, batch):
-        state = step.init_state(run.init(key), run.optimizer)
+    def first(params, key, frozen, batch):
+        state = step.init_state(params, run.optimizer)
         state, metrics = train_step(state, frozen, batch, key)
         return metrics, state.skipped
 
+    key = jax.random.key(0)
+    params = like(jax.eval_shape(run.init, key))
     batch = sharding.place(run.mesh, next(run.batches(0)))
-    metrics, skipped = first(jax.random.key(0), run.frozen, batch)
+    metrics, skipped = first(params, key, run.frozen, batch)
     assert np.isfinite(float(metrics["loss"]))
     assert float(metrics["grad_norm"]) > 0
     assert int(skipped) == 0

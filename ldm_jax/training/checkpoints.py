@@ -16,6 +16,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from ldm_jax import tree
 from ldm_jax.types import TrainState
 
+LEAST_SHARE = 2**20  # bytes of an array that a device writes, if several share it
+
 
 class Unreadable(ValueError):
     """A checkpoint that is damaged, or another run's."""
@@ -68,6 +70,16 @@ def _restore(path: Path, wanted: Any) -> Any:
         ) from error
 
 
+def _writer() -> ocp.PyTreeCheckpointHandler:
+    """Devices that hold the same array share its writing only where each has a lot to write.
+
+    Orbax shares every array by default, and cutting hundreds of small ones into slices takes seconds.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SHARE)
+    kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+
+
 class Checkpoints:
     """The checkpoints below `workdir/checkpoints`."""
 
@@ -79,7 +91,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+        writers = {"state": _writer(), "ema": _writer()}
+        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=writers)
         self._pending: list[int] = []
 
     def latest(self) -> int | None:
@@ -91,8 +104,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state.replace(ema=None)),
-            ema=ocp.args.StandardSave(state.ema),
+            state=ocp.args.PyTreeSave(state.replace(ema=None)),
+            ema=ocp.args.PyTreeSave(state.ema),
         )
         if not self._manager.save(step, args=items, force=True):
             raise RuntimeError(
