@@ -1,0 +1,82 @@
+"""The U-Net and the autoencoder under the names that diffusers gives to the same modules.
+
+`UNet2DConditionModel`, `UNet2DModel` and `AutoencoderKL`: their blocks are ours one to one, numbered alike.
+"""
+
+from ldm_jax.weights.table import Row, Table, under
+
+RES = (
+    Row("norm1", "norm1"),
+    Row("conv1", "conv1"),
+    Row("emb", "time_emb_proj"),
+    Row("norm2", "norm2"),
+    Row("conv2", "conv2"),
+    Row("skip", "conv_shortcut"),
+)
+ATTENTION = (
+    Row("norm", "group_norm"),
+    Row("attn/out", "to_out.0"),
+    Row("attn/{qkv}", "to_{qkv}"),
+)
+TRANSFORMER = (
+    Row("norm", "norm"),
+    Row("proj_in", "proj_in"),
+    Row("proj_out", "proj_out"),
+    *under(
+        "block_{b}",
+        "transformer_blocks.{b}",
+        (
+            Row("norm_self", "norm1"),
+            Row("norm_cross", "norm2"),
+            Row("norm_ff", "norm3"),
+            Row("self_attn/out", "attn1.to_out.0"),
+            Row("self_attn/{qkv}", "attn1.to_{qkv}"),
+            Row("cross_attn/out", "attn2.to_out.0"),
+            Row("cross_attn/{qkv}", "attn2.to_{qkv}"),
+            Row("ff/in", "ff.net.0.proj"),
+            Row("ff/out", "ff.net.2"),
+        ),
+    ),
+)
+
+
+def _levels(attend: Table) -> tuple[Row, ...]:
+    """What a U-Net and both halves of an autoencoder have in common."""
+    return (
+        Row("conv_in", "conv_in"),
+        *(
+            row
+            for way in ("down", "up")
+            for row in (
+                *under(f"{way}_{{i}}/res_{{j}}", f"{way}_blocks.{{i}}.resnets.{{j}}", RES),
+                *under(f"{way}_{{i}}/attn_{{j}}", f"{way}_blocks.{{i}}.attentions.{{j}}", attend),
+                Row(f"{way}_{{i}}/{way}sample/conv", f"{way}_blocks.{{i}}.{way}samplers.0.conv"),
+                *under(f"{way}_{{i}}/{way}sample", f"{way}_blocks.{{i}}.{way}samplers.0", RES),
+            )
+        ),
+        *under("mid/res_{j}", "mid_block.resnets.{j}", RES),
+        *under("mid/attn", "mid_block.attentions.0", attend),
+        Row("norm_out", "conv_norm_out"),
+        Row("conv_out", "conv_out"),
+    )
+
+
+def unet(transformer: bool = True) -> tuple[Row, ...]:
+    """`models.unet.UNet`; with spatial transformers, or with plain attention (`UNet2DModel`)."""
+    return (
+        Row("time/in", "time_embedding.linear_1"),
+        Row("time/out", "time_embedding.linear_2"),
+        Row("vector/in", "class_embedding.linear_1"),
+        Row("vector/out", "class_embedding.linear_2"),
+        *_levels(TRANSFORMER if transformer else ATTENTION),
+    )
+
+
+def autoencoder() -> tuple[Row, ...]:
+    """`models.autoencoder.KLAutoencoder`."""
+    return (
+        *under("encoder", "encoder", _levels(ATTENTION)),
+        *under("decoder", "decoder", _levels(ATTENTION)),
+        Row("quant_conv", "quant_conv"),
+        Row("post_quant_conv", "post_quant_conv"),
+    )
