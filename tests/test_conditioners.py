@@ -244,3 +244,13 @@ def test_the_pooled_vector_is_the_mean_of_the_tokens_that_count(masked):
     lengths = [4, 3, 5] if masked else [5, 5, 5]
     for vector, tokens, n in zip(cond.vector, cond.tokens, lengths, strict=True):
         np.testing.assert_allclose(vector, np.mean(tokens[:n], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("std", [None, 1.0])
+def test_embeddings_start_at_the_scale_that_is_asked_for(std):
+    module = small_text(
+        vocab=400, width=64, length=60, **({} if std is None else {"embedding_std": std})
+    )
+    encoder = run(module, batch={"tokens": TOKENS})[1]["params"]["encoder"]
+    for leaf in (encoder["token"]["embedding"], encoder["position"]):
+        assert leaf.std() == pytest.approx(0.02 if std is None else std, rel=0.05)

@@ -103,9 +103,9 @@ def test_a_config_is_complete_and_locked(name):
 
 
 def smaller(name):
-    """The same config on tiny pictures, with narrow layers and a small batch."""
+    """The same config on tiny pictures, with its two coarsest levels, narrow layers and a small batch."""
     config = config_of(name)
-    levels = len(config.model.mults)
+    levels = min(2, len(config.model.mults))
     with config.unlocked(), config.ignore_type():
         labelled = config.get("conditioner", {}).get("name") == "Label"
         pictures = tiny.shared_classes() if labelled else tiny.shared_pictures()
@@ -117,6 +117,8 @@ def smaller(name):
         config.data.size = FACTORS.get(name, (1,))[0] * 2 ** (levels - 1)
         config.model.width, config.model.groups, config.model.blocks = 4, 2, 1
         config.model.mults = (1,) * levels
+        if config.model.get("attention"):
+            config.model.attention = tuple(config.model.attention)[-levels:]
         if config.model.get("heads") or config.model.get("head_dim"):
             config.model.heads, config.model.head_dim = 1, None
         config.log = dict(batches=1, samples=8)
