@@ -141,7 +141,6 @@ def test_leaves_go_straight_to_their_shardings():
     rows, shapes = FAMILIES["autoencoder"]
     params = like(shapes())
     mesh = sharding.make_mesh(data=1, fsdp=8)
-    split = sharding.batch_layout(mesh)
     name = "encoder/mid/res_0/conv1/kernel"
 
     def abstract(at, leaf):
@@ -150,7 +149,7 @@ def test_leaves_go_straight_to_their_shardings():
 
     loaded = table.load(rows, tree.map_named(abstract, params), table.export(rows, params))
     kernel = loaded["encoder"]["mid"]["res_0"]["conv1"]["kernel"]
-    assert len(kernel.sharding.device_set) == len(split.device_set)
+    assert len(kernel.sharding.device_set) == 8
     assert kernel.addressable_shards[0].data.shape == (3, 3, 16, 2)
     assert_equal(loaded, params)
 
@@ -184,7 +183,7 @@ def test_an_index_gathers_several_files(tmp_path):
     index.write_text(json.dumps({"weight_map": {"x": "3.safetensors"}}))
     with pytest.raises(FileNotFoundError, match=r"3.safetensors"):
         files.read(index)
-    for broken in ("{", "[]", "{}"):
+    for broken in ("{", "[]", "{}", '{"weight_map": ["x"]}'):
         index.write_text(broken)
         with pytest.raises(ValueError, match="no index of safetensors files"):
             files.read(index)

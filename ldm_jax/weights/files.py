@@ -34,7 +34,7 @@ def read(path: str | Path) -> dict[str, Stored]:
         file = _open(path)
         return {name: Stored(file, name) for name in file.keys()}  # noqa: SIM118 (no dict)
     try:
-        places = json.loads(path.read_text())["weight_map"]
+        places = dict(json.loads(path.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no index of safetensors files ({type(error).__name__}: {error}); download it anew"
@@ -62,7 +62,6 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(
-        dict(tensors), part, metadata={"format": "pt"}
-    )  # what transformers and diffusers ask for
+    # transformers and diffusers ask for this format.
+    save_file(dict(tensors), part, metadata={"format": "pt"})
     part.replace(path)
