@@ -18,7 +18,7 @@ LAYERS = {
     "conditioners": 3,
     "codec": 2,
     "media": 2,
-    "weights": 2,
+    "weights": 3,
     "data": 2,
     "latent_diffusion": 4,
     "training": 5,

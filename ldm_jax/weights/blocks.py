@@ -1,6 +1,6 @@
-"""The U-Net and the autoencoder under the names that diffusers gives to the same modules.
+"""What U-Nets and autoencoders are made of, under the names that diffusers gives to the same modules.
 
-`UNet2DConditionModel`, `UNet2DModel` and `AutoencoderKL`: their blocks are ours one to one, numbered alike.
+Their blocks are ours one to one, numbered alike.
 """
 
 from ldm_jax.weights.table import Row, Table, under
@@ -40,7 +40,7 @@ TRANSFORMER = (
 )
 
 
-def _levels(attend: Table) -> tuple[Row, ...]:
+def levels(attend: Table) -> tuple[Row, ...]:
     """What a U-Net and both halves of an autoencoder have in common."""
     return (
         Row("conv_in", "conv_in"),
@@ -58,25 +58,4 @@ def _levels(attend: Table) -> tuple[Row, ...]:
         *under("mid/attn", "mid_block.attentions.0", attend),
         Row("norm_out", "conv_norm_out"),
         Row("conv_out", "conv_out"),
-    )
-
-
-def unet(transformer: bool = True) -> tuple[Row, ...]:
-    """`models.unet.UNet`; with spatial transformers, or with plain attention (`UNet2DModel`)."""
-    return (
-        Row("time/in", "time_embedding.linear_1"),
-        Row("time/out", "time_embedding.linear_2"),
-        Row("vector/in", "class_embedding.linear_1"),
-        Row("vector/out", "class_embedding.linear_2"),
-        *_levels(TRANSFORMER if transformer else ATTENTION),
-    )
-
-
-def autoencoder() -> tuple[Row, ...]:
-    """`models.autoencoder.KLAutoencoder`."""
-    return (
-        *under("encoder", "encoder", _levels(ATTENTION)),
-        *under("decoder", "decoder", _levels(ATTENTION)),
-        Row("quant_conv", "quant_conv"),
-        Row("post_quant_conv", "post_quant_conv"),
     )
