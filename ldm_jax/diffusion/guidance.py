@@ -8,6 +8,7 @@ eps, so solvers do not notice, and it does not matter whether x0, eps or a veloc
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -42,6 +43,30 @@ def cfg(denoise: Denoiser, null: Cond, scale: ArrayLike, finish: Finish | None =
         # 1.
         out = Prediction(*(w * c + (1 - w) * u for c, u in zip(positive, negative, strict=True)))
         return finish(x_t, t, positive, out) if finish else out
+
+    return guided
+
+
+def edit(
+    denoise: Denoiser, shown: Cond, null: Cond, scale: ArrayLike, image_scale: ArrayLike
+) -> Denoiser:
+    """Guidance by a text and by an image (Brooks et al. 2023, InstructPix2Pix, eq. 3).
+
+        null + image_scale (shown - null) + scale (cond - shown)
+
+    where `shown` has the image alone and `null` nothing. One call on a tripled batch; scales as in `cfg`.
+    """
+
+    def guided(x_t, t, cond):
+        conds = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), cond, shown, null)
+        every = denoise(jnp.concatenate([x_t] * 3), jnp.concatenate([t] * 3), conds)
+
+        def combine(part):
+            text, image, nothing = jnp.split(part, 3)
+            w, w_image = (over(jnp.asarray(s, part.dtype), x_t) for s in (scale, image_scale))
+            return w * text + (w_image - w) * image + (1 - w_image) * nothing
+
+        return Prediction(*map(combine, every))
 
     return guided
 
