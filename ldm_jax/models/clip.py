@@ -39,6 +39,10 @@ class VisionOutput(NamedTuple):
     pooled: Float[Array, "b p"]
 
 
+def quick_gelu(x: Array) -> Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
 class Layer(nn.Module):
     """Attention and a feed-forward, each behind its norm."""
 
@@ -66,10 +70,7 @@ class Layer(nn.Module):
         )
         x = x + attend(norm("norm_attn")(x))
         h = conv.dense(self.hidden, "ff_in", self.dtype)(norm("norm_ff")(x))
-        if self.activation == "quick_gelu":
-            h = h * nn.sigmoid(1.702 * h)
-        else:
-            h = nn.gelu(h, approximate=False)
+        h = quick_gelu(h) if self.activation == "quick_gelu" else nn.gelu(h, approximate=False)
         return x + conv.dense(width, "ff_out", self.dtype)(h)
 
 

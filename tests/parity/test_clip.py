@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax import conditioners
 from ldm_jax.models import clip
 from ldm_jax.weights import clip as their
 from ldm_jax.weights import files, table
+from tests.drawn import drawn
 from tests.parity import weights
 
 torch = pytest.importorskip("torch")
@@ -39,7 +41,7 @@ VISION = dict(
     patch_size=4,
     projection_dim=10,
 )
-# The largest id, 49, is not the end where `eos_token_id` is 48; the second text ends twice, as where padding is the end.
+# The largest id, 49, is not the end where `eos_token_id` is 48; the second text ends twice, as padding may be the end.
 IDS = np.array([[3, 5, 49, 7, 48, 1, 1, 1, 1, 1, 1], [3, 48, 48, 5, 48, 9, 8, 2, 6, 49, 4]])
 
 
@@ -144,3 +146,42 @@ def test_prepared_images_are_close_to_those_of_the_image_processor():
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     ours = clip.prepared(jnp.asarray(image[None] / 127.5 - 1, jnp.float32), 24)[0]
     assert np.abs(ours - expected).max() < 2 / 255 / min(clip.STD)
+
+
+def test_a_pair_gives_what_diffusers_feeds_to_the_unet_of_xl():
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=32,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=6 * 256 + 10,
+    )
+    fed = []
+    network.add_embedding.register_forward_pre_hook(lambda _, given: fed.append(given[0]))
+    encoders = [
+        clip.TextEncoder(VOCAB, width, 3, 2, 16, act, length=11, projection=projection)
+        for width, act, projection in ((12, "quick_gelu", None), (20, "gelu", 10))
+    ]
+    sizes = jnp.array([[1024, 1024, 0, 13, 512, 1024], [64, 200, 7, 0, 96, 128.0]])
+    batch = {"tokens": IDS, "tokens_2": IDS[::-1], "sizes": sizes}
+    module = conditioners.ClipPair(encoders, [IDS[0].tolist()] * 2)
+    params = drawn(module, batch)
+    cond = jax.jit(module.apply)(params, batch)
+    pooled = encoders[1].apply({"params": params["params"]["encoders_1"]}, IDS[::-1]).pooled
+    added = {
+        "text_embeds": torch.from_numpy(np.array(pooled)),
+        "time_ids": torch.from_numpy(np.array(sizes)),
+    }
+    tokens = torch.from_numpy(np.array(cond.tokens))
+    with torch.no_grad():
+        network(torch.zeros(2, 4, 8, 8), 3, tokens, added_cond_kwargs=added)
+    assert len(fed) == 1
+    np.testing.assert_allclose(
+        cond.vector, fed[0].numpy(), atol=2e-4
+    )  # cos of large float32 angles
