@@ -173,7 +173,9 @@ def test_a_pair_gives_what_diffusers_feeds_to_the_unet_of_xl():
     module = conditioners.ClipPair(encoders, [IDS[0].tolist()] * 2)
     params = drawn(module, batch)
     cond = jax.jit(module.apply)(params, batch)
-    pooled = encoders[1].apply({"params": params["params"]["encoders_1"]}, IDS[::-1]).pooled
+    pooled = (
+        encoders[1].apply({"params": params["params"]["encoders_1"]}, jnp.array(IDS[::-1])).pooled
+    )
     added = {
         "text_embeds": torch.from_numpy(np.array(pooled)),
         "time_ids": torch.from_numpy(np.array(sizes)),
