@@ -176,7 +176,7 @@ CONTROLNETS = {
         | dict(
             attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
         ),
-        0,
+        364_228_240,
     ),
     "SDXL": (
         CONTROLNET
@@ -203,6 +203,6 @@ CONTROLNETS = {
             conditioning_channels=3,
             mid_block_type="UNetMidBlock2DCrossAttn",
         ),
-        0,
+        1_251_014_160,
     ),
 }

@@ -73,7 +73,10 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> unet.UNe
       ValueError: a model that `models.unet.UNet` cannot be.
     """
     plain = is_plain(config)
-    settings = unet_plain.settings(config) if plain else conditional_settings(config, "U-Net")
+    if plain:
+        settings = unet_plain.settings(config)
+    else:
+        settings, _ = conditional_settings(config, "U-Net", {}, idle=("up_block_types",))
     down, up = config.get("down_block_types"), config.get("up_block_types")
     mirror = [name.replace("Down", "Up") for name in reversed(down or ())]
     if (down is None) != (up is None) or (down and list(up) != mirror):
@@ -99,15 +102,19 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def conditional_settings(
-    config: Mapping[str, Any], what: str, idle: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The settings of a `UNet2DConditionModel`, or of the half of it that a ControlNet is."""
+    config: Mapping[str, Any],
+    what: str,
+    own: Mapping[str, Any],
+    only: Mapping[str, Any] = {},
+    idle: Sequence[str] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a `UNet2DConditionModel`, or of the half of it that a ControlNet is; and the values of `own`."""
     c = configs.read(
         config,
         what,
-        sections.COMMON | CONDITIONAL,
-        ONLY_CONDITIONAL,
-        (*sections.IDLE, "up_block_types", *idle),
+        sections.COMMON | CONDITIONAL | own,
+        ONLY_CONDITIONAL | only,
+        (*sections.IDLE, *idle),
     )
     levels = len(c["block_out_channels"])
     attends = sections.attends(c["down_block_types"], "CrossAttnDownBlock2D")
@@ -121,7 +128,7 @@ def conditional_settings(
     only_cross = (only_cross,) * levels if isinstance(only_cross, bool) else only_cross
     only_cross = tuple(o and a for o, a in zip(only_cross, attends, strict=True))
     sections.equal(c, "cross_attention_dim")
-    return sections.common(c, what) | dict(
+    settings = sections.common(c, what) | dict(
         attention=tuple(d if a else 0 for d, a in zip(depths, attends, strict=True)),
         middle=depths[-1],
         heads=c["num_attention_heads"] or c["attention_head_dim"],
@@ -129,6 +136,7 @@ def conditional_settings(
         only_cross=only_cross if any(only_cross) else (),
         **sections.vector(c),
     )
+    return settings, {key: c[key] for key in own}
 
 
 def embedding_of(config: Mapping[str, Any]) -> Embedding:
@@ -206,7 +214,7 @@ def to_config(
 
 
 def conditional_config(network: unet.UNet, params: Any, embedding: Embedding) -> dict[str, Any]:
-    """What a `UNet2DConditionModel` has beside `common_config`, and a ControlNet."""
+    """What a `UNet2DConditionModel` and a ControlNet have beside `unet_sections.to_common`."""
     levels = len(network.mults)
     depths = tuple(network.attention) or (0,) * levels
     if not network.middle or depths[-1] not in (0, network.middle) or network.resample_blocks:
