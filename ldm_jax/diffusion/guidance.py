@@ -7,6 +7,7 @@ eps, so solvers do not notice, and it does not matter whether x0, eps or a veloc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,11 @@ def interval(guided: Denoiser, plain: Denoiser, lo: ArrayLike, hi: ArrayLike) ->
 
 
 def join(cond: Cond, null: Cond, batch: int) -> Cond:
-    """Both conditions one after the other, [2 b]; token lists of unequal length are padded."""
+    """Both conditions one after the other, [2 b]; token lists of unequal length are padded.
+
+    Residuals and controls that the null condition lacks are the condition's in both halves: guidance is then away from
+    the picture that the other fields' absence gives, with the same hints.
+    """
     fields = {}
     for name in ("vector", "tokens", "spatial"):
         first, second = getattr(cond, name), getattr(null, name)
@@ -131,7 +136,28 @@ def join(cond: Cond, null: Cond, batch: int) -> Cond:
     mask = None
     if "tokens" in fields:
         fields["tokens"], mask = _tokens(fields["tokens"], (cond.mask, null.mask), batch)
-    return Cond(**{name: jnp.concatenate(pair) for name, pair in fields.items()}, mask=mask)
+    return Cond(
+        **{name: jnp.concatenate(pair) for name, pair in fields.items()},
+        mask=mask,
+        **{name: _steering(name, cond, null, batch) for name in ("residuals", "controls")},
+    )
+
+
+def _steering(name: str, cond: Cond, null: Cond, batch: int) -> Any:
+    """Residuals or controls of both; their scalars and single rows become one a sample."""
+    first = getattr(cond, name)
+    second = getattr(null, name) or first
+    if jax.tree.structure(first) != jax.tree.structure(second):
+        raise ValueError(
+            f"the {name} of the condition and those of the null condition are not as many; "
+            "give the null condition as many, or none to use the condition's"
+        )
+
+    def rows(a):
+        a = jnp.asarray(a)
+        return jnp.broadcast_to(a, (batch, *a.shape[1:]))
+
+    return jax.tree.map(lambda a, b: jnp.concatenate([rows(a), rows(b)]), first, second)
 
 
 def _tokens(tokens, masks, batch):

@@ -134,12 +134,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention over positions, attention to tokens, feed-forward; `BasicTransformerBlock` of CompVis."""
+    """Attention over positions, attention to tokens, feed-forward; `BasicTransformerBlock` of CompVis.
+
+    With `only_cross` the first attention reads the tokens too (diffusers' `only_cross_attention`).
+    """
 
     heads: int
     head_dim: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    only_cross: bool = False
 
     @nn.compact
     def __call__(
@@ -158,7 +162,8 @@ class TransformerBlock(nn.Module):
         def attention(name):
             return Attention(self.heads, self.head_dim, dtype=self.dtype, name=name)
 
-        x = x + drop(attention("self_attn")(norm("norm_self")(x)))
+        first = (tokens, mask) if self.only_cross else ()
+        x = x + drop(attention("self_attn")(norm("norm_self")(x), *first))
         x = x + drop(attention("cross_attn")(norm("norm_cross")(x), tokens, mask))
         return x + drop(FeedForward(self.dtype, name="ff")(norm("norm_ff")(x)))
 
@@ -177,6 +182,7 @@ class SpatialTransformer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each transformer block in the backward pass
+    only_cross: bool = False  # no attention between positions: both attentions read tokens
 
     @nn.compact
     def __call__(
@@ -199,6 +205,6 @@ class SpatialTransformer(nn.Module):
         h = h.reshape(x.shape[0], -1, channels)
         block = nn.remat(TransformerBlock, static_argnums=(4,)) if self.remat else TransformerBlock
         for i in range(self.depth):
-            make = block(self.heads, head_dim, self.dropout, self.dtype, name=f"block_{i}")
-            h = make(h, tokens, mask, train)
+            settings = (self.heads, head_dim, self.dropout, self.dtype, self.only_cross)
+            h = block(*settings, name=f"block_{i}")(h, tokens, mask, train)
         return x + project("proj_out", h.reshape(x.shape), zero=True)
