@@ -21,8 +21,8 @@ FORMS = {
     | dict(encoder_block_out_channels=[12] * 4, decoder_block_out_channels=[12] * 4),
     "uneven": TAESD
     | dict(
-        encoder_block_out_channels=[10] * 3,
-        decoder_block_out_channels=[10] * 3,
+        encoder_block_out_channels=[20] * 3,
+        decoder_block_out_channels=[20] * 3,
         num_encoder_blocks=[2, 0, 1],
         num_decoder_blocks=[0, 2, 3],
         latent_channels=16,
@@ -76,8 +76,8 @@ def test_from_diffusers_and_back(form, tmp_path):
             weights.relative_error(stored, theirs.scale_latents(reference)),
             weights.relative_error(bytewise, theirs(x_torch).sample),
         ]
-    print(errors)
     assert max(errors) < 1e-5
+    assert np.std(latents, axis=(1, 2)).min() > 0.1  # no row of dead ReLUs
     assert np.abs(y).max() > 1  # neither of us clips
 
     ours = tmp_path / "ours"
@@ -87,7 +87,8 @@ def test_from_diffusers_and_back(form, tmp_path):
     assert not any(trouble.values())
     for key, value in theirs.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
-    ignored = {"_name_or_path", "_diffusers_version"}
-    assert {k: v for k, v in again.config.items() if k not in ignored} == {
-        k: v for k, v in theirs.config.items() if k not in ignored
-    }
+
+    def told(config):
+        return {k: v for k, v in config.items() if k[0] != "_" and k != "block_out_channels"}
+
+    assert told(again.config) == told(theirs.config)

@@ -111,9 +111,8 @@ def test_from_diffusers_and_back(form, tmp_path):
                 of_latents, theirs.decode(reference, force_not_quantize=True).sample
             ),
         ]
-    print(errors)
     assert max(errors) < 1e-5
-    assert len(set(numbers.tolist())) > 10
+    assert len(set(numbers.tolist())) > 5
     np.testing.assert_array_equal(np.ravel(indices), numbers.numpy())
 
     ours = tmp_path / "ours"
@@ -124,7 +123,12 @@ def test_from_diffusers_and_back(form, tmp_path):
     assert not any(trouble.values())
     for key, value in theirs.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
-    ignored = {"sample_size", "_name_or_path", "_diffusers_version", "vq_embed_dim"}
-    assert {k: v for k, v in again.config.items() if k not in ignored} == {
-        k: v for k, v in theirs.config.items() if k not in ignored
-    }
+
+    def told(config):
+        return {
+            k: v
+            for k, v in config.items()
+            if k[0] != "_" and k not in ("sample_size", "vq_embed_dim")
+        }
+
+    assert told(again.config) == told(theirs.config)
