@@ -76,7 +76,7 @@ class Conv(nn.Module):
         size, stride = per_axis(self.kernel, rank), per_axis(self.stride, rank)
         init = nn.initializers.zeros if self.zero else fan_in_uniform
         kernel = self.param("kernel", init, (*size, x.shape[-1], self.features))
-        bias = 0
+        bias = 0.0
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)

@@ -3,7 +3,11 @@
 Their blocks are ours one to one, numbered alike.
 """
 
-from ldm_jax.weights.table import Row, Table, under
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.weights.table import Layout, Row, Table, under
 
 RES = (
     Row("norm1", "norm1"),
@@ -58,4 +62,28 @@ def levels(attend: Table) -> tuple[Row, ...]:
         *under("mid/attn", "mid_block.attentions.0", attend),
         Row("norm_out", "conv_norm_out"),
         Row("conv_out", "conv_out"),
+    )
+
+
+# Until diffusers 0.13 the projections had these names, and files written before keep them.
+EARLIER = (
+    Row("norm", "group_norm"),
+    Row("attn/q", "query"),
+    Row("attn/k", "key"),
+    Row("attn/v", "value"),
+    Row("attn/out", "proj_attn"),
+)
+
+
+def attention(tensors: Mapping[str, Any] = {}) -> Table:
+    """`ATTENTION` as these tensors have it, by their names and shapes: the projections may have earlier names, and
+    may be stored as 1x1 convolutions (as in CompVis' files). Without tensors, as diffusers writes it."""
+    earlier = any(re.search(r"\.proj_attn\.weight$", name) for name in tensors)
+    rows = EARLIER if earlier else ATTENTION
+    query = r"attentions\.\d+\.(query|to_q)\.weight$"
+    ranks = {len(tensor.shape) for name, tensor in tensors.items() if re.search(query, name)}
+    ones = max(ranks, default=2) - 2
+    return tuple(
+        row._replace(layout=Layout(ones=ones)) if row.ours.startswith("attn/") else row
+        for row in rows
     )
