@@ -23,6 +23,7 @@ LAYERS = {
     "latent_diffusion": 4,
     "training": 5,
     "pipeline": 6,
+    "pretrained": 6,
     "build": 7,
     "cli": 7,
 }

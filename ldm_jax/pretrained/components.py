@@ -1,6 +1,6 @@
 """The networks that a pretrained model consists of, each with its config, its module and its names in files."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Component:
     stem: str  # of its file
     config: Mapping[str, Any]
     module: nn.Module
-    rows: Callable[[Collection[str]], Table]  # the names in a file (none: to write) -> the table
+    rows: Callable[[Mapping[str, Any]], Table]  # the tensors of a file ({}: to write) -> the table
     shapes: Params  # of its parameters, in float32
     ignore: tuple[str, ...] = ()
 
@@ -35,10 +35,10 @@ class Component:
             return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding)
 
         shapes = jax.tree.map(leaf, self.shapes, layouts)
-        return table.load(self.rows(tensors.keys()), shapes, tensors, ignore=self.ignore)
+        return table.load(self.rows(tensors), shapes, tensors, ignore=self.ignore)
 
     def export(self, params: Params) -> dict[str, Any]:
-        return table.export(self.rows(()), params)
+        return table.export(self.rows({}), params)
 
 
 def _shapes(module: nn.Module, *args: Any) -> Params:
@@ -65,7 +65,7 @@ def of_autoencoder(kind: str, config: Mapping[str, Any], dtype: Any) -> Componen
         "diffusion_pytorch_model",
         config,
         module,
-        lambda names: autoencoder.table(dict.fromkeys(names)),
+        autoencoder.table,
         _shapes(module, x, KEY),
     )
 

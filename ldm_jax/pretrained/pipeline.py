@@ -5,7 +5,6 @@ are traced. `latents` may be given as arrays, so that any other implementation c
 [b, h, w, 3] in [-1, 1].
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,13 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ldm_jax.diffusion import guidance, process, samplers, solvers
+from ldm_jax.diffusion import process, samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.pretrained import sampling
 from ldm_jax.pretrained.components import Component
 from ldm_jax.training import sharding
 from ldm_jax.types import Cond, Params
-from ldm_jax.weights import prompts, scheduler
+from ldm_jax.weights import prompts, scheduler, unet
 
 Images = Float[np.ndarray, "b h w 3"]
 Prompts = str | Sequence[str]
@@ -63,22 +63,24 @@ class Pretrained:
     def encode_text(self, texts: Prompts, **sizes: Any) -> Cond:
         """What the network reads of the texts; for XL `sizes` as in `text_to_image`."""
         batch = self._batch(_several(texts), **sizes)
-        return _condition(self.model)(self.params, batch)
+        return sampling.condition(self.model)(self.params, batch)
 
     def encode(self, images: Images) -> Array:
         """Images -> latents, the mean of the posterior times the model's scale [b, h/f, w/f, c]."""
         self._check_images(images)
-        return _encode(self.model, self.components["vae"].module)(self.arrays, self._place(images))
+        return sampling.encode(self.model, self.components["vae"].module)(
+            self.arrays, self._place(images)
+        )
 
     def decode(self, latents: Any) -> np.ndarray:
         """Scaled latents -> images."""
-        return np.asarray(_decode(self.model)(self.arrays, self._place(latents)))
+        return np.asarray(sampling.decode(self.model)(self.arrays, self._place(latents)))
 
     def predict(self, latents: Any, timestep: Any, cond: Cond) -> Array:
         """The network's output at integer timesteps (one, or one a sample), as the reference's U-Net gives it."""
         latents = jnp.asarray(latents)
         t = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), latents.shape[:1])
-        return _predict(self.model)(self.params, latents, t, cond)
+        return sampling.predict(self.model)(self.params, latents, t, cond)
 
     def component_params(self) -> dict[str, Params]:
         """The parameters of each component."""
@@ -333,13 +335,14 @@ class Pretrained:
 
     def _draw(self, start, points, conditions, solver, scale, seed, image_scale=None):
         batch, negative, extra = conditions
-        known = {"ddpm", "ddim", "euler", "heun", "dpmpp_2m"}
-        if solver not in known:
-            raise ValueError(f"there is no solver {solver!r}; the choices are {sorted(known)}")
-        sampler = _sampler(
+        if solver not in sampling.SOLVERS:
+            raise ValueError(
+                f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}"
+            )
+        sampler = sampling.sampler(
             self.model, solver, scale != 1.0, negative is None, image_scale is not None
         )
-        keys = _keys(seed, len(start))
+        keys = sampling.keys(seed, len(start))
         scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
         placed = [
             self._place(tree) for tree in (batch, batch if negative is None else negative, extra)
@@ -349,8 +352,9 @@ class Pretrained:
         )
 
     def _points(self, steps: int) -> process.Point:
-        spacing, to_zero = scheduler.spacing(self.schedulers["scheduler"])
-        return samplers.grid(self.model.path, steps, spacing, to_zero)
+        config = self.schedulers["scheduler"]
+        to_zero = bool(config.get("set_alpha_to_one", True))
+        return samplers.grid(self.model.path, steps, scheduler.read(config).spacing, to_zero)
 
     def _size(self, height, width, latents) -> tuple[int, int]:
         if latents is not None and height is None and width is None:
@@ -367,7 +371,7 @@ class Pretrained:
             )
         shape = (len(texts), *(n // self.factor for n in size), self.latent_channels)
         if latents is None:
-            return samplers.noise(_keys(seed, len(texts)), shape)
+            return samplers.noise(sampling.keys(seed, len(texts)), shape)
         if latents.shape != shape:
             raise ValueError(f"latents of shape {latents.shape} were given; {shape} is needed")
         return jnp.asarray(latents)
@@ -423,8 +427,6 @@ class Pretrained:
 
     def _only(self, verb: str, spatial: int) -> None:
         """Raises ValueError unless the network reads so many channels beside the latents."""
-        from ldm_jax.weights import unet
-
         reads = unet.channels(self.components["unet"].config).spatial
         if reads != spatial:
             fits = {0: "text_to_image or image_to_image", 1: "depth_to_image", 3: "upscale"}
@@ -464,54 +466,3 @@ def _several(texts: Prompts) -> list[str]:
 def _same_number(texts: Sequence[str], others: Any, what: str) -> None:
     if len(texts) != len(others):
         raise ValueError(f"{len(texts)} prompts and {len(others)} {what}; give as many of both")
-
-
-def _keys(seed: int, n: int) -> Array:
-    return jax.vmap(jax.random.key)(seed + jnp.arange(n))
-
-
-@functools.lru_cache(maxsize=8)
-def _sampler(model: LatentDiffusion, solver: str, guided: bool, own_null: bool, edits: bool) -> Any:
-    step = getattr(solvers, solver)()
-
-    @jax.jit
-    def draw(params, arrays, batch, negative, extra, start, keys, points, scales):
-        cond = model.condition(params, batch).replace(**extra)
-        denoise = model.denoiser(params)
-        if guided:
-            null = model.null(params, batch) if own_null else model.condition(params, negative)
-            null = null.replace(**extra)
-            if edits:
-                blind = null.replace(spatial=jnp.zeros_like(null.spatial))
-                denoise = guidance.edit(denoise, null, blind, *scales)
-            else:
-                denoise = guidance.cfg(denoise, null, scales[0])
-        z, _ = samplers.sample(denoise, step, points, start, keys, cond)
-        return model.codec.decode(arrays, z)
-
-    return draw
-
-
-@functools.lru_cache(maxsize=8)
-def _condition(model: LatentDiffusion) -> Any:
-    return jax.jit(model.condition)
-
-
-@functools.lru_cache(maxsize=8)
-def _decode(model: LatentDiffusion) -> Any:
-    return jax.jit(model.codec.decode)
-
-
-@functools.lru_cache(maxsize=8)
-def _encode(model: LatentDiffusion, network: Any) -> Any:
-    @jax.jit
-    def encode(arrays, x):
-        posterior = network.apply({"params": arrays["params"]}, x, method="encode")
-        return posterior.mean * arrays["scale"]
-
-    return encode
-
-
-@functools.lru_cache(maxsize=8)
-def _predict(model: LatentDiffusion) -> Any:
-    return jax.jit(lambda params, x, t, cond: model.raw(params)(x, t, cond))
