@@ -1,5 +1,6 @@
 """From files to a pipeline: a folder of diffusers, or the name of one at Hugging Face."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def from_pretrained(
     variant: str | None = None,
     mesh: Mesh | None = None,
     rules: Sequence[tuple[str, Any]] = REPLICATE,
+    controlnets: Sequence[str | Path] = (),
     revision: str | None = None,
 ) -> Pretrained:
     """A Stable-Diffusion-class model, ready for use.
@@ -48,6 +50,7 @@ def from_pretrained(
         whose JSON, text and safetensors files of one `revision` are fetched.
       dtype: of parameters and computation: "float32", "bfloat16" or "float16".
       variant: of the files' names, such as "fp16".
+      controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
       mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
 
     Raises:
@@ -82,20 +85,32 @@ def from_pretrained(
         name: prompts.load(opened.parts[name].folder) for name in TOKENIZERS if name in opened.parts
     }
     schedulers = {n: opened.parts[n].config for n in SCHEDULERS if n in opened.parts}
+    nets = tuple(
+        components.make(
+            "ControlNetModel", folder.read_json(Path(net) / "config.json", "a ControlNet"), dtype
+        )
+        for net in controlnets
+    )
     model = assemble(made, tokenizers, opened.index, schedulers["scheduler"])
     stored = {
         name: folder.weights(opened.parts[name].folder, component.stem, variant)
         for name, component in made.items()
     }
-    params = {
-        name: component.load(
-            stored[name],
-            dtype,
-            sharding.layouts(mesh, _fitting(rules, component.shapes), component.shapes),
-        )
-        for name, component in made.items()
-    }
-    return bundle(model, params, made, tokenizers, opened.index, schedulers, mesh)
+    steering = [
+        folder.weights(Path(path), net.stem, variant)
+        for path, net in zip(controlnets, nets, strict=True)
+    ]
+
+    def load(component, tensors):
+        layouts = sharding.layouts(mesh, _fitting(rules, component.shapes), component.shapes)
+        return component.load(tensors, dtype, layouts)
+
+    params = {name: load(component, stored[name]) for name, component in made.items()}
+    pipe = bundle(model, params, made, tokenizers, opened.index, schedulers, mesh)
+    if not nets:
+        return pipe
+    steered = tuple(map(load, nets, steering))
+    return dataclasses.replace(pipe, params=pipe.params | {"controls": steered}, controlnets=nets)
 
 
 def _fitting(rules: Sequence[tuple[str, Any]], shapes: Any) -> list[tuple[str, Any]]:
@@ -165,7 +180,7 @@ def _conditioner(made, tokenizers, index) -> Any:
     encoders = tuple(made[name].module for name, _ in pairs)
     null = tuple(tuple(map(int, tokenizers[name]([""])[0])) for _, name in pairs)
     network = made["unet"].module
-    if texts == ["text_encoder"] and not network.vector or network.vector_from == "table":
+    if (texts == ["text_encoder"] and not network.vector) or network.vector_from == "table":
         return conditioners.Clip(encoders[0], null[0])
     return conditioners.ClipPair(
         encoders,
@@ -191,7 +206,7 @@ def bundle(
     if isinstance(model.conditioner, conditioners.ClipPair):
         condition = {f"encoders_{i}": p for i, p in enumerate(encoders)}
     else:
-        condition = {"encoder": p for p in encoders}
+        condition = {"encoder": encoders[0]} if encoders else {}
     scale = jax.device_put(
         jnp.float32(autoencoder.scaling_factor(made["vae"].config)), sharding.replicated(mesh)
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldm_jax.diffusion import guidance, samplers, solvers
+from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
 from ldm_jax.latent_diffusion import LatentDiffusion
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
@@ -18,13 +18,31 @@ def keys(seed: int, n: int) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def sampler(model: LatentDiffusion, solver: str, guided: bool, own_null: bool, edits: bool) -> Any:
+def sampler(
+    model: LatentDiffusion,
+    controlnets: tuple[Any, ...],
+    solver: str,
+    guided: bool,
+    own_null: bool,
+    edits: bool,
+) -> Any:
+    """`(params, arrays, batch, negative batch, fields of the condition, start, keys, points, scales) -> images`.
+
+    `own_null`: the null condition is the model's, and the negative batch idle; `edits`: guidance by text and image.
+    """
     step = getattr(solvers, solver)()
+
+    def steer(net, params):
+        return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
 
     @jax.jit
     def draw(params, arrays, batch, negative, extra, start, keys, points, scales):
         cond = model.condition(params, batch).replace(**extra)
-        denoise = model.denoiser(params)
+        network = model.raw(params)
+        if controlnets:
+            nets = zip(controlnets, params["controls"], strict=True)
+            network = controls.with_controls(network, *(steer(*pair) for pair in nets))
+        denoise = process.make_denoiser(network, model.path, model.target)
         if guided:
             null = model.null(params, batch) if own_null else model.condition(params, negative)
             null = null.replace(**extra)

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.weights import files
 
 
-def save(of: Pretrained, path: str | Path) -> None:
-    """Writes the folder: the configs and tokenizers as they were read, the parameters as they are now.
+def save(of: Any, path: str | Path) -> None:
+    """Writes the folder of a `Pretrained`: configs and tokenizers as they were read, parameters as they are now.
 
     Raises:
       ValueError: the folder exists and is not empty.
