@@ -5,9 +5,9 @@ A row is [begin, at most length - 2 pieces of the text, end, padding ...]; the p
 written in a prompt it is that token: a prompt's "!" is padding's id 0 for Stable Diffusion 2 and the second tokenizer
 of XL, as it is there.
 
-Text with weights follows AUTOMATIC1111's web interface. "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3; brackets nest, and
-one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long prompts go
-on in further chunks after length - 2 pieces each; the comma before that, and the word BREAK, end no chunk here.
+Text with weights follows AUTOMATIC1111's web interface: "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3. Brackets nest,
+and one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long prompts
+go on in further chunks after length - 2 pieces each; unlike there, no comma before that and no word BREAK ends a chunk.
 """
 
 import dataclasses
