@@ -6,8 +6,8 @@ written in a prompt it is that token: a prompt's "!" is padding's id 0 for Stabl
 of XL, as it is there.
 
 Text with weights follows AUTOMATIC1111's web interface: "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3. Brackets nest,
-and one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long prompts
-go on in further chunks after length - 2 pieces each; unlike there, no comma before that and no word BREAK ends a chunk.
+and one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long
+prompts go on in further chunks after length - 2 pieces each; unlike there, no comma and no word BREAK ends a chunk.
 """
 
 import dataclasses
