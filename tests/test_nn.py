@@ -190,8 +190,8 @@ def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
 ):
     calls = []
 
-    def kernel(q, k, v, mask, implementation):
-        calls.append(None if mask is None else mask.shape)
+    def kernel(q, k, v, mask, is_causal, implementation):
+        calls.append((None if mask is None else mask.shape, is_causal))
         assert implementation == "cudnn"
         return q
 
@@ -199,8 +199,11 @@ def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     n, m = lengths
     q, k = jnp.zeros((2, n, 2, dim), dtype), jnp.zeros((2, m, 2, dim), dtype)
-    attention.attend(q, k, k, jnp.ones((2, m), bool) if masked else None)
-    assert calls == ([(2, 1, n, m) if masked else None] if expected else [])
+    mask = jnp.ones((2, m), bool) if masked else None
+    attention.attend(q, k, k, mask)
+    attention.attend(q, k, k, mask, causal=True)
+    given = (2, 1, n, m) if masked else None
+    assert calls == ([(given, False), (given, True)] if expected else [])
 
 
 def test_a_spatial_transformer_reads_only_unmasked_tokens():

@@ -1,14 +1,13 @@
 """Prompts as rows of token numbers, by the tokenizers that are published beside CLIP's text encoders.
 
-A row is [begin, at most length - 2 pieces of the text, end, padding ...]. Pieces are byte pairs of
-lower-case words (see `byte_pairs`).
+A row is [begin, at most length - 2 pieces of the text, end, padding ...]; the pieces are byte pairs of lower-case words
+(see `byte_pairs`). Padding, "<|endoftext|>" or "!" by the folder's files, is a special token like begin and end, and
+written in a prompt it is that token: a prompt's "!" is padding's id 0 for Stable Diffusion 2 and the second tokenizer
+of XL, as it is there.
 
-Padding, "<|endoftext|>" or "!" by the folder's files, is a special token like begin and end: written in a prompt it is
-that token. So a prompt's "!" is padding's id 0 for Stable Diffusion 2 and the second tokenizer of XL, as it is there.
-
-Text with weights follows AUTOMATIC1111's web interface: "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3, all three nest;
-a backslash takes the meaning from a bracket; a bracket that is never closed holds to the end. Long prompts are cut into
-chunks every length - 2 pieces; it looks for a comma there and knows the word BREAK, which is not done here.
+Text with weights follows AUTOMATIC1111's web interface: "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3. Brackets nest,
+and one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long
+prompts go on in further chunks after length - 2 pieces each; unlike there, no comma and no word BREAK ends a chunk.
 """
 
 import dataclasses
@@ -38,12 +37,12 @@ class Piece(NamedTuple):
 class Tokenizer:
     """Texts to ids; made by `load`."""
 
-    backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
     begin: int
     end: int
     pad: int
     vectors: Mapping[int, tuple[int, ...]]  # placeholders that stand for several ids
-    files: Mapping[str, bytes]  # what `save` writes
+    files: Mapping[str, bytes] = dataclasses.field(repr=False)  # what `save` writes
     length: int = 77
 
     def __call__(self, texts: Sequence[str], chunks: int | None = 1) -> Int[np.ndarray, "b n"]:
@@ -105,7 +104,9 @@ class Tokenizer:
             for one in self.vectors.get(number, (number,))
         ]
 
-    def _rows(self, prompts: Sequence[Sequence[tuple[str, float]]], chunks: int | None):
+    def _rows(
+        self, prompts: Sequence[Sequence[tuple[str, float]]], chunks: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if chunks is not None and chunks < 1:
             raise ValueError(f"chunks={chunks}; give at least one, or None for as many as needed")
         room = self.length - 2
@@ -122,11 +123,14 @@ class Tokenizer:
                 ids[row, chunk, 1 : n + 1] = [piece.id for piece in inside]
                 weights[row, chunk, 1 : n + 1] = [piece.weight for piece in inside]
                 ids[row, chunk, n + 1] = self.end
-        return ids.reshape(len(found), -1), weights.reshape(len(found), -1)
+        shape = (len(found), chunks * self.length)
+        return ids.reshape(shape), weights.reshape(shape)
 
 
 def load(folder: str | Path, length: int = 77) -> Tokenizer:
     """The tokenizer of a folder with a `vocab.json` and `merges.txt`, or a `tokenizer.json`.
+
+    Added tokens that are named "token", "token_1" ... are one placeholder with several ids (`Tokenizer.add`).
 
     Raises:
       FileNotFoundError: neither is there.
@@ -150,31 +154,40 @@ def load(folder: str | Path, length: int = 77) -> Tokenizer:
 
 
 _MARK = re.compile(
-    r"\\([\\()\[\]])|([(\[])|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|([)\]])|([^\\()\[\]:]+|.)", re.S
+    r"\\(?P<literal>[\\()\[\]]?)"
+    r"|(?P<open>[(\[])"
+    r"|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|(?P<close>[)\]])"
+    r"|[^\\()\[\]:]+|:"
 )
 
 
 def parse(text: str) -> list[tuple[str, float]]:
     """Text with brackets as parts with weights, in order; neighbours of one weight are one part."""
     parts: list[tuple[str, float]] = []
-    opened: list[tuple[str, int]] = []  # brackets that are open, and the part after each
+    opened: dict[str, list[int]] = {
+        "(": [],
+        "[": [],
+    }  # how many parts came before each open bracket
+    usual = {"(": 1.1, "[": 1 / 1.1}
 
     def weigh(since, factor):
         parts[since:] = [(part, weight * factor) for part, weight in parts[since:]]
 
     for match in _MARK.finditer(text):
-        literal, bracket, number, closing, plain = match.groups()
-        last = opened[-1] if opened else ("", 0)
-        if bracket:
-            opened.append((bracket, len(parts)))
-        elif number and last[0] == "(":
-            weigh(opened.pop()[1], float(number))
-        elif closing and last[0] == {")": "(", "]": "["}[closing]:
-            weigh(opened.pop()[1], 1.1 if closing == ")" else 1 / 1.1)
+        found = match.groupdict()
+        closes = {")": "(", "]": "["}.get(found["close"])
+        if found["open"]:
+            opened[found["open"]].append(len(parts))
+        elif found["number"] and opened["("]:
+            weigh(opened["("].pop(), float(found["number"]))
+        elif closes and opened[closes]:
+            weigh(opened[closes].pop(), usual[closes])
         else:
-            parts.append((literal or plain or match[0], 1.0))
-    for bracket, since in opened:
-        weigh(since, 1.1 if bracket == "(" else 1 / 1.1)
+            parts.append((match[0] if found["literal"] is None else found["literal"], 1.0))
+    for bracket, befores in opened.items():
+        for since in befores:
+            weigh(since, usual[bracket])
     joined: list[tuple[str, float]] = []
     for part, weight in parts:
         if joined and joined[-1][1] == weight:
