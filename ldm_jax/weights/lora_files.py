@@ -12,7 +12,6 @@ ours, `their_names` spells each of these names in every way, and reading is look
 """
 
 import difflib
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -73,19 +72,22 @@ UNSUPPORTED = {
 }
 
 
+def _roots(module: str) -> set[str]:
+    """transformers had "text_model." before the names in CLIP's text encoder, and no longer has."""
+    if not module.startswith(("encoder.layers.", "text_model.encoder.layers.")):
+        return {module}
+    return {module.removeprefix("text_model."), "text_model." + module.removeprefix("text_model.")}
+
+
 def _spellings(module: str) -> set[str]:
     """What else a module of a diffusers or transformers network is called, with dots."""
-    # transformers had "text_model." before the names in CLIP's text encoder, and no longer has.
-    text = module.startswith(("encoder.layers.", "text_model.encoder.layers."))
-    both = (
-        {module, module.removeprefix("text_model."), f"text_model.{module}"} if text else {module}
-    )
-    attention = {re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".to_\1", name) for name in both}
+    roots = _roots(module)
+    attention = {re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".to_\1", name) for name in roots}
     return {
-        *both,
+        *roots,
         *attention,
         *(re.sub(r"\.(to_\w+)$", r".processor.\1", name) for name in attention),
-        *(re.sub(r"\.self_attn\.(q|k|v|out)_proj$", r".self_attn.to_\1", name) for name in both),
+        *(re.sub(r"\.self_attn\.(q|k|v|out)_proj$", r".self_attn.to_\1", name) for name in roots),
     }
 
 
@@ -111,12 +113,15 @@ def their_names(components: Mapping[str, tuple[Params, Sequence[table.Table]]]) 
                     module = place.name.removesuffix(".weight")
                     modules[module].append(Leaf(component, name, tuple(leaf.shape), place.layout))
             for module, leaves in modules.items():
-                for prefix, spelling in itertools.product(prefixes, _spellings(module)):
-                    flat = spelling.replace(".", "_") if prefix.endswith("_") else spelling
-                    known = names.setdefault(prefix + flat, tuple(leaves))
+                flat = {name.replace(".", "_") for name in _roots(module)}
+                dotted = _spellings(module)
+                for name in (
+                    p + n for p in prefixes for n in (flat if p.endswith("_") else dotted)
+                ):
+                    known = names.setdefault(name, tuple(leaves))
                     if {leaf.name for leaf in known} != {leaf.name for leaf in leaves}:
                         raise ValueError(
-                            f"{prefix + flat!r} would mean both {known[0].name!r} and {leaves[0].name!r}; "
+                            f"{name!r} would mean both {known[0].name!r} and {leaves[0].name!r}; "
                             "give tables that do not contradict each other"
                         )
     return names
