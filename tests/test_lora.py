@@ -387,3 +387,28 @@ def test_export_is_the_inverse_of_reading():
     kron = {f"{TO_Q}.lokr_w1": random(4, 3), f"{TO_Q}.lokr_w2": random(2, 2)}
     with pytest.raises(ValueError, match="LoHa or LoKr and no product of two"):
         lora.export(lora_files.read(kron, names())["unet"], "unet", ROWS)
+
+
+def test_a_new_lora_changes_nothing_and_can_be_trained():
+    old = params()
+    new = lora.init(old, "(down_0/attn/.*|conv)/kernel", 3, jax.random.key(0))
+    assert new.keys() == {CONV, *(f"down_0/attn/{x}/kernel" for x in ("q", "k", "v", "out"))}
+    assert new[CONV].down.shape == (3, 5, 4, 3)
+    assert 0.9 < jnp.abs(new[CONV].down).max() * 60**0.5 <= 1
+    assert_equal(lora.applied(old, [new], [1.0]), old)
+
+    def loss(halves):
+        deltas = {n: new[n]._replace(down=d, up=u) for n, (d, u) in halves.items()}
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(lora.applied(old, [deltas], [1.0])))
+
+    halves = {name: (delta.down, delta.up) for name, delta in new.items()}
+    grads = jax.grad(loss)(halves)
+    stepped = jax.tree.map(lambda x, g: x - 0.1 * g, halves, grads)
+    assert loss(stepped) < 0.99 * loss(halves)
+    tensors = lora.export(new, "unet", ROWS)
+    again = lora_files.read(tensors, names())["unet"]
+    assert again.keys() == new.keys()
+    np.testing.assert_array_equal(again[CONV].down, new[CONV].down)
+    for pattern, rank in (("down_0/attn", 3), (".*", 0)):
+        with pytest.raises(ValueError, match="makes no LoRA"):
+            lora.init(old, pattern, rank, jax.random.key(0))

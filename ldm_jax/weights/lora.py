@@ -12,6 +12,7 @@ A LoRA is a mapping from the names of our leaves to such deltas, for one network
 as W x + up(down(x)).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax import tree
+from ldm_jax.nn import conv
 from ldm_jax.types import Params
 from ldm_jax.weights import table
 
@@ -125,6 +127,32 @@ def _check(params: Params, loras: Sequence[Lora], weights: Any) -> None:
                 f"({', '.join(map(repr, absent[: table.NAMED]))}), {len(wrong)} have another shape "
                 f"({', '.join(wrong[: table.NAMED])}); read it with the names of this network"
             )
+
+
+def init(params: Params, pattern: str, rank: int, key: Array) -> dict[str, Delta]:
+    """A LoRA to be trained for the kernels whose whole names match the regex; it changes nothing yet.
+
+    `down` is drawn like the layers themselves and `up` is zero (Hu et al. 2022, section 4.1); alpha is the rank, and no
+    parameter: differentiate by `down` and `up` only.
+
+    Raises:
+      ValueError: a pattern that matches no kernel, or a rank below one.
+    """
+    named = dict(zip(tree.names(params), jax.tree.leaves(params), strict=True))
+    chosen = [n for n in named if n.endswith("/kernel") and re.fullmatch(pattern, n)]
+    if not chosen or rank < 1:
+        raise ValueError(
+            f"the pattern {pattern!r} with rank {rank} makes no LoRA; give a rank of at least one and a regex for the "
+            f"whole names of kernels, which are like {[n for n in named if n.endswith('/kernel')][:3]}"
+        )
+
+    def one(name, key):
+        *space, into, out = named[name].shape
+        down = conv.fan_in_uniform(key, (*space, into, rank), jnp.float32)
+        return Delta(down, jnp.zeros((rank, out)), jnp.float32(rank))
+
+    keys = jax.random.split(key, len(chosen))
+    return {name: one(name, key) for name, key in zip(chosen, keys, strict=True)}
 
 
 def export(lora: Lora, component: str, rows: table.Table) -> dict[str, np.ndarray]:

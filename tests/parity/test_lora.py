@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax import tree
 from ldm_jax.models import unet
 from ldm_jax.types import Cond
+from ldm_jax.weights import blocks, files, lora, lora_files, table
 from ldm_jax.weights import clip as their_clip
-from ldm_jax.weights import files, lora, lora_files, table
 from ldm_jax.weights import unet as their
 from tests.parity import weights
 
@@ -207,6 +208,49 @@ def test_kohya(linear):
     again |= {k: np.float32(a) for k, a in alphas.items()}
     again = lora_files.read(again, both.names)
     jax.tree.map(np.testing.assert_array_equal, again, read)
+
+
+def test_blocks_in_the_original_numbers():
+    """kohya's files for SDXL number the blocks as generative-models does."""
+    res = {"conv1": "in_layers.2", "emb": "emb_layers.1", "conv2": "out_layers.3"}
+    res = tuple(table.Row(*pair) for pair in (res | {"skip": "skip_connection"}).items())
+    places = {
+        f"down_{i}/res_{j}": f"input_blocks.{1 + 3 * i + j}.0" for i in (0, 1) for j in (0, 1)
+    }
+    places |= {f"up_{i}/res_{j}": f"output_blocks.{3 * i + j}.0" for i in (0, 1) for j in range(3)}
+    places |= {"mid/res_0": "middle_block.0", "mid/res_1": "middle_block.2"}
+    attention = {f"down_1/attn_{j}": f"input_blocks.{4 + j}.1" for j in (0, 1)}
+    attention |= {f"up_0/attn_{j}": f"output_blocks.{j}.1" for j in range(3)}
+    attention |= {"mid/attn": "middle_block.1"}
+    rows = [row for pair in places.items() for row in table.under(*pair, res)]
+    rows += [row for a in attention.items() for row in table.under(*a, blocks.TRANSFORMER)]
+    single = {"down_0/downsample/conv": "input_blocks.3.0.op", "conv_out": "out.2"}
+    single |= {"conv_in": "input_blocks.0.0", "up_0/upsample/conv": "output_blocks.2.2.conv"}
+    single |= {"time/in": "time_embed.0", "time/out": "time_embed.2"}
+    rows += [table.Row(*pair) for pair in single.items()]
+
+    both = Both(True)
+    names = lora_files.their_names({"unet": (both.params, [their.table(), rows])})
+    tensors = {}
+    for i, name in enumerate(n for n in both.names if n.startswith("lora_unet_")):
+        leaf = both.names[name][0]
+        place = table.find(rows, leaf.name)
+        module = "lora_unet_" + place.name.removesuffix(".weight").replace(".", "_")
+        out, into, *space = leaf.whole
+        down, up = (
+            random(2, into, *space, seed=i),
+            random(out, 2, *(1 for _ in space), seed=-i % 99),
+        )
+        tensors[f"{module}.lora_down.weight"] = torch.from_numpy(down / down[0].size ** 0.5)
+        tensors[f"{module}.lora_up.weight"] = torch.from_numpy(up / 4)
+        tensors[f"{module}.alpha"] = torch.tensor(1.5)
+    found = lora_files.read({k: t.numpy() for k, t in tensors.items()}, names)
+    assert found["unet"].keys() == {n for n in tree.names(both.params) if n.endswith("/kernel")}
+    converted, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(
+        dict(tensors), unet_config=both.theirs.config
+    )
+    both.theirs.load_lora_adapter(converted, prefix="unet", network_alphas=alphas)
+    both.assert_same([found["unet"]], [1.0])
 
 
 KIN = {
