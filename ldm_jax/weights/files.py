@@ -65,3 +65,15 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     # transformers and diffusers ask for this format.
     save_file(dict(tensors), part, metadata={"format": "pt"})
     part.replace(path)
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a `.safetensors` file says besides the tensors; empty where it says nothing.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file that is truncated or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a .safetensors file")
+    return dict(_open(Path(path)).metadata() or {})
