@@ -104,7 +104,7 @@ SMALL = dict(width=8, mults=(1, 2), blocks=1, groups=4, heads=2, out_channels=3)
 
 
 def test_a_class_picks_its_row():
-    network = unet.UNet(**SMALL | dict(middle=0), vector=5, vector_from="table")
+    network = unet.UNet(**SMALL | dict(mults=(1,), middle=0), vector=5, vector_from="table")
     x, t = jnp.ones((2, 4, 4, 3)), jnp.array([3.0, 9.0])
     labels = jax.nn.one_hot(jnp.array([4, 1]), 5)
     params = drawn(network, x, t, Cond(vector=labels))["params"]
@@ -113,14 +113,14 @@ def test_a_class_picks_its_row():
     apply = jax.jit(lambda params, vector: network.apply({"params": params}, x, t, Cond(vector)))
     y = apply(params, labels)
     # The rows as biases of the time embedding, one sample at a time, give the same; zeros give none.
-    bare = network.clone(vector=0)
+    bare = jax.jit(lambda params: network.clone(vector=0).apply({"params": params}, x, t))
     rest = {k: v for k, v in params.items() if k != "vector"}
     for i, row in ((0, rows[4]), (1, rows[1])):
         out = rest["time"]["out"]
         moved = rest | {"time": rest["time"] | {"out": out | {"bias": out["bias"] + row}}}
-        np.testing.assert_allclose(y[i], bare.apply({"params": moved}, x, t)[i], atol=1e-4)
+        np.testing.assert_allclose(y[i], bare(moved)[i], atol=1e-4)
     nothing = apply(params, jnp.zeros((2, 5)))
-    np.testing.assert_allclose(nothing, bare.apply({"params": rest}, x, t), atol=1e-4)
+    np.testing.assert_allclose(nothing, bare(rest), atol=1e-4)
 
 
 def test_with_only_cross_positions_do_not_see_each_other_in_the_transformer():
@@ -130,13 +130,14 @@ def test_with_only_cross_positions_do_not_see_each_other_in_the_transformer():
         variables = drawn(block, x, tokens)
         width = variables["params"]["self_attn"]["k"]["kernel"].shape[0]
         assert width == (5 if only_cross else 8)
-        y = block.apply(variables, x, tokens)
-        moved = block.apply(variables, x.at[0, 0].add(1.0), tokens)
+        apply = jax.jit(lambda *inputs, b=block, v=variables: b.apply(v, *inputs))
+        y = apply(x, tokens)
+        moved = apply(x.at[0, 0, 0].add(1.0), tokens)
         seen = bool(np.abs(moved - y)[0, 1:].max() > 1e-4)
         assert seen != only_cross
         # Tokens behind the mask are hidden from both attentions.
         mask = jnp.array([[True, True, False]])
-        y, hidden = (block.apply(variables, x, tokens.at[0, 2].set(v), mask) for v in (0.0, 9.0))
+        y, hidden = (apply(x, tokens.at[0, 2].set(v), mask) for v in (0.0, 9.0))
         np.testing.assert_allclose(y, hidden, atol=1e-6)
 
 
