@@ -118,18 +118,19 @@ def their_shape(name: str, shape: tuple[int, ...], layout: Layout = PLAIN) -> tu
     return (shape[0] * layout.of, *shape[1:], *_ones(name, layout))
 
 
-def load(table: Table, shapes: Any, tensors: Mapping[str, Any]) -> Any:
+def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()) -> Any:
     """Their tensors as our parameters, in the types of `shapes` and, where these have one, with their shardings.
 
     `tensors` are arrays, or know their `shape` and become arrays when they are read (see `files`): all of them are
-    checked before the first is read, and one is read at a time.
+    checked before the first is read, and one is read at a time. Those whose whole name matches a regex of `ignore` need
+    not be used.
 
     Raises:
       Mismatch: a leaf without a row, tensors that are missing, of another shape or not used; all that was found.
     """
     named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
     places = {name: find(table, name) for name in named}
-    _check(named, places, tensors)
+    _check(named, places, tensors, ignore)
 
     def read(name, leaf):
         theirs, layout = places[name]
@@ -139,14 +140,23 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any]) -> Any:
     return tree.map_named(read, shapes)
 
 
-def _check(named: dict[str, Any], places: dict[str, Place | None], tensors: Mapping[str, Any]):
-    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf."""
+def _check(
+    named: dict[str, Any],
+    places: dict[str, Place | None],
+    tensors: Mapping[str, Any],
+    ignore: Sequence[str],
+):
+    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf, or is ignored."""
     wanted = {
         place.name: their_shape(name, named[name].shape, place.layout)
         for name, place in places.items()
         if place
     }
-    unused = sorted(tensors.keys() - wanted.keys())
+    unused = sorted(
+        name
+        for name in tensors.keys() - wanted.keys()
+        if not any(re.fullmatch(pattern, name) for pattern in ignore)
+    )
 
     def nearest(name):
         near = difflib.get_close_matches(name, unused, 1)
