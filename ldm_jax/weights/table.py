@@ -122,8 +122,8 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
     """Their tensors as our parameters, in the types of `shapes` and, where these have one, with their shardings.
 
     `tensors` are arrays, or know their `shape` and become arrays when they are read (see `files`): all of them are
-    checked before the first is read, and one is read at a time. Those whose whole name matches a regex of `ignore` need
-    not be used.
+    checked before the first is read, and one is read at a time. Tensors of theirs that have no leaf are an error, but
+    for those whose whole name one of the regexes in `ignore` matches; such a regex may be idle.
 
     Raises:
       Mismatch: a leaf without a row, tensors that are missing, of another shape or not used; all that was found.
@@ -146,7 +146,7 @@ def _check(
     tensors: Mapping[str, Any],
     ignore: Sequence[str],
 ):
-    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf, or is ignored."""
+    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf."""
     wanted = {
         place.name: their_shape(name, named[name].shape, place.layout)
         for name, place in places.items()
