@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.models import clip as our_clip
 from ldm_jax.models import text
 from ldm_jax.models import unet as our_unet
 from ldm_jax.weights import blocks
+from ldm_jax.weights import clip as their_clip
 from ldm_jax.weights.table import Layout, Mismatch, Row, Table, export, under
 
 UNET = "model.diffusion_model."
@@ -159,6 +161,45 @@ def bert(model: text.TextTransformer, prefix: str = TEXT + "transformer.") -> Ta
             Row(f"layer_{i}/ff_out", f"{feeds}.1.net.2"),
         ]
     return _prefixed(prefix, rows)
+
+
+def clip(prefix: str = TEXT + "transformer.") -> Table:
+    """`FrozenCLIPEmbedder`: transformers' `CLIPTextModel` behind a prefix, in the first encoder of XL's files too."""
+    return _prefixed(prefix, their_clip.text_table())
+
+
+def open_clip(prefix: str = TEXT + "model.") -> Table:
+    """`FrozenOpenCLIPEmbedder`: the text tower of open_clip, which keeps q, k and v in one tensor."""
+    layer = (
+        Row("norm_attn", "ln_1"),
+        *(
+            Row(f"attn/{x}/{leaf}", f"attn.in_proj_{theirs}", Layout(part=i, of=3))
+            for i, x in enumerate("qkv")
+            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
+        ),
+        Row("attn/out", "attn.out_proj"),
+        Row("norm_ff", "ln_2"),
+        Row("ff_in", "mlp.c_fc"),
+        Row("ff_out", "mlp.c_proj"),
+    )
+    rows = (
+        Row("token", "token_embedding"),
+        Row("position", "positional_embedding"),
+        *under("layer_{i}", "transformer.resblocks.{i}", layer),
+        Row("norm", "ln_final"),
+        Row("projection/kernel", "text_projection", Layout(keep=True)),
+    )
+    return _prefixed(prefix, rows)
+
+
+def open_clip_unused(model: our_clip.TextEncoder, prefix: str = TEXT + "model.") -> tuple[str, ...]:
+    """What a file has of open_clip's tower and the encoder has not, for the `ignore` of `table.load`.
+
+    Stable Diffusion 2 reads what enters the last of 24 layers and no projection: its encoder is built without them, as
+    diffusers does, and a file that we write lacks them. Its own code builds the whole tower and asks for all of it.
+    """
+    last = rf"{re.escape(prefix)}transformer\.resblocks\.{model.layers}\..*"
+    return (last,) if model.projection else (last, rf"{re.escape(prefix)}text_projection")
 
 
 def _prefixed(prefix: str, rows: Iterable[Row]) -> tuple[Row, ...]:
