@@ -368,6 +368,16 @@ def test_a_whole_file_is_taken_apart_and_put_together():
         original.to_original([(rows[0], params[0]), (rows[0], params[0])])
 
 
+def test_averages_take_the_place_of_weights():
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    average = "model_ema.diffusion_modelinput_blocks00weight"
+    tensors = {name: 1, average: 2, "model_ema.decay": 3, "first_stage_model.encoder": 4}
+    assert original.averaged(tensors) == tensors | {name: 2}
+    del tensors[average]
+    with pytest.raises(table.Mismatch, match="lacks 1 of 1 averages"):
+        original.averaged(tensors)
+
+
 def test_stable_diffusion_2_does_without_the_last_layer_and_the_projection():
     whole, used = SMALL_CLIP, SMALL_CLIP.clone(layers=1, projection=None)
     params = like(text_shapes(whole))

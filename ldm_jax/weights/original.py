@@ -5,7 +5,13 @@ numbered through all levels: `input_blocks` on the way down, with the changes of
 `output_blocks` on the way up. So a table is a function of the network whose blocks it counts. The levels of an
 autoencoder's decoder are numbered from the finest to the coarsest, ours in the order in which data passes them.
 
-A file is taken apart by `split`, whose parts `table.load` reads with these tables; `to_original` puts one together.
+    tensors = files.read(path)  # or pickles.read
+    found = recognise(tensors)
+    parts = split(tensors, found.prefixes)
+    network = their_unet.from_config(found.configs["unet"])
+    params = table.load(unet(network), shapes, parts["unet"])
+
+and `to_original` puts the components together again.
 """
 
 import re
@@ -230,6 +236,25 @@ def split(
             f"{', ...' if len(unclaimed) > 5 else ''}; give regexes of such names to `ignore` to do without them"
         )
     return parts
+
+
+def averaged(tensors: Mapping[str, Any], prefix: str = UNET) -> dict[str, Any]:
+    """The tensors with those of the U-Net replaced by their averages over training (`LitEma`), where a file has both.
+
+    Raises:
+      Mismatch: the file has no average of a tensor, as most published files.
+    """
+    inner = {
+        name: f"model_ema.{name.removeprefix('model.').replace('.', '')}"
+        for name in tensors
+        if name.startswith(prefix)
+    }
+    absent = [average for average in inner.values() if average not in tensors]
+    if absent or not inner:
+        raise Mismatch(
+            f"the file lacks {len(absent)} of {len(inner)} averages {absent[:1]}; load its weights without them"
+        )
+    return {name: tensors[inner.get(name, name)] for name in tensors}
 
 
 def to_original(components: Iterable[tuple[Table, Any]]) -> dict[str, np.ndarray]:

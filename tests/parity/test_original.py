@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 from ldm_jax.models import autoencoder, clip, text, unet
 from ldm_jax.nn import attention
@@ -18,6 +19,7 @@ from ldm_jax.weights import clip as their_clip
 from ldm_jax.weights import files, original, original_configs, pickles, table
 from ldm_jax.weights import unet as their_unet
 from ldm_jax.weights.recognise import recognise
+from tests import test_original, test_original_configs
 from tests.drawn import like
 from tests.parity import weights
 
@@ -180,6 +182,45 @@ def test_clip():
     written = original.to_original([(original.clip(prefix), params)])
     found = single_file.convert_ldm_clip_checkpoint(as_torch(written))
     assert_same(found, state)
+
+
+KINDS = {
+    "stable-diffusion-1": "v1",
+    "stable-diffusion-1-inpainting": "inpainting",
+    "stable-diffusion-1-instruct": "instruct-pix2pix",
+    "stable-diffusion-2": "v2",
+    "stable-diffusion-2-inpainting": "inpainting_v2",
+    "stable-diffusion-2-depth": "v2",
+    "stable-diffusion-xl": "xl_base",
+    "stable-diffusion-xl-refiner": "xl_refiner",
+}
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_diffusers_recognises_the_same(family):
+    tensors = test_original.FILES[family]()
+    assert single_file.infer_diffusers_model_type(tensors) == KINDS[family]
+    assert recognise(tensors).family == family
+
+
+def plain(value):
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("content", ["V1", "V2", "XL"])
+def test_yaml_files_say_the_same_to_diffusers(content, tmp_path):
+    content = getattr(test_original_configs, content)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    ours = original_configs.from_yaml(tmp_path / "a.yaml")
+    content = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    # The tensors, here none, tell them nothing but the size of images.
+    network = single_file.create_unet_diffusers_config_from_ldm(content, {})
+    vae = single_file.create_vae_diffusers_config_from_ldm(content, {})
+    for found, expected in ((ours["unet"], network), (ours["vae"], vae)):
+        expected.pop("sample_size")
+        assert {k: plain(found.get(k)) for k in expected} == {
+            k: plain(v) for k, v in expected.items()
+        }
 
 
 def nested(tensors):
