@@ -10,9 +10,9 @@ from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import clip as their_clip
 from ldm_jax.weights import original
 from ldm_jax.weights import unet as their_unet
-from ldm_jax.weights.original_configs import from_yaml
+from ldm_jax.weights.original_yaml import from_yaml
 from ldm_jax.weights.recognise import recognise
-from tests import test_original, test_original_configs
+from tests import test_original, test_original_yaml
 from tests.test_original import KEY, NETWORKS, their_shapes
 
 # Until the networks' own configs are there.
@@ -99,7 +99,7 @@ def test_a_vq_autoencoder():
 
 @pytest.mark.parametrize("content", ["V1", "V2", "XL", "TXT2IMG", "CELEBAHQ"])
 def test_what_a_yaml_file_says_can_be_built(content, tmp_path):
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump(getattr(test_original_configs, content)))
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(getattr(test_original_yaml, content)))
     found = from_yaml(tmp_path / "a.yaml")
     family = {
         "V1": "stable-diffusion-1",

@@ -91,7 +91,7 @@ def recognise(
     """What the tensors, of which nothing but names and shapes is read, are the weights of.
 
     `config` has settings for each component that go before what is recognised, in diffusers' words: for example
-    {"scheduler": {"prediction_type": "epsilon"}}, or all that `original_configs.from_yaml` finds. A file of an
+    {"scheduler": {"prediction_type": "epsilon"}}, or all that `original_yaml.from_yaml` finds. A file of an
     autoencoder alone does not tell the scale of its latents; then its config has none.
 
     Raises:

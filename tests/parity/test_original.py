@@ -16,10 +16,10 @@ from ldm_jax.nn import attention
 from ldm_jax.types import Cond
 from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import clip as their_clip
-from ldm_jax.weights import files, original, original_configs, pickles, table
+from ldm_jax.weights import files, original, original_configs, original_yaml, pickles, table
 from ldm_jax.weights import unet as their_unet
 from ldm_jax.weights.recognise import recognise
-from tests import test_original, test_original_configs
+from tests import test_original, test_original_yaml
 from tests.drawn import like
 from tests.parity import weights
 
@@ -209,9 +209,9 @@ def plain(value):
 
 @pytest.mark.parametrize("content", ["V1", "V2", "XL"])
 def test_yaml_files_say_the_same_to_diffusers(content, tmp_path):
-    content = getattr(test_original_configs, content)
+    content = getattr(test_original_yaml, content)
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
-    ours = original_configs.from_yaml(tmp_path / "a.yaml")
+    ours = original_yaml.from_yaml(tmp_path / "a.yaml")
     content = yaml.safe_load((tmp_path / "a.yaml").read_text())
     # The tensors, here none, tell them nothing but the size of images.
     network = single_file.create_unet_diffusers_config_from_ldm(content, {})

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ldm_jax.weights import original_configs
-from ldm_jax.weights.original_configs import from_yaml
+from ldm_jax.weights.original_yaml import from_yaml
 
 UNET = dict(
     image_size=32,
