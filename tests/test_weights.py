@@ -170,6 +170,14 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
             files.read(path)
 
 
+def test_arrays_are_written_whatever_their_order_in_memory(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    files.write(tmp_path / "a.safetensors", {"x": array.T, "y": np.float32(3)})
+    read = files.read(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(read["x"], array.T)
+    assert np.asarray(read["y"]).shape == ()
+
+
 def test_an_index_gathers_several_files(tmp_path):
     files.write(tmp_path / "1.safetensors", {"x": np.ones((2, 3), np.float16)})
     files.write(tmp_path / "2.safetensors", {"y": np.zeros(4, ml_dtypes.bfloat16)})

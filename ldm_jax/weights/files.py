@@ -62,8 +62,10 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    # It writes the memory of an array as it lies there, whatever the order of the axes.
+    rows = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # transformers and diffusers ask for this format.
-    save_file(dict(tensors), part, metadata={"format": "pt"})
+    save_file(rows, part, metadata={"format": "pt"})
     part.replace(path)
 
 
