@@ -65,7 +65,7 @@ def levels(attend: Table) -> tuple[Row, ...]:
     )
 
 
-# Until diffusers 0.13 the projections had these names, and files written before keep them.
+# The first versions of diffusers gave the projections these names, and the files that they wrote keep them.
 EARLIER = (
     Row("norm", "group_norm"),
     Row("attn/q", "query"),
@@ -76,9 +76,12 @@ EARLIER = (
 
 
 def attention(tensors: Mapping[str, Any] = {}) -> Table:
-    """`ATTENTION` as these tensors have it, by their names and shapes: the projections may have earlier names, and
-    may be stored as 1x1 convolutions (as in CompVis' files). Without tensors, as diffusers writes it."""
-    earlier = any(re.search(r"\.proj_attn\.weight$", name) for name in tensors)
+    """`ATTENTION` as a file with these tensors has it, or as diffusers writes it now.
+
+    Their names tell whether the projections have earlier names, their shapes whether they are stored as matrices or, as
+    CompVis does, as 1x1 convolutions.
+    """
+    earlier = any(name.endswith(".proj_attn.weight") for name in tensors)
     rows = EARLIER if earlier else ATTENTION
     query = r"attentions\.\d+\.(query|to_q)\.weight$"
     ranks = {len(tensor.shape) for name, tensor in tensors.items() if re.search(query, name)}
