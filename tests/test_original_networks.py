@@ -16,7 +16,6 @@ from tests import test_original, test_original_yaml
 from tests.test_original import KEY, NETWORKS, their_shapes
 
 # Until the networks' own configs are there.
-pytest.importorskip("ldm_jax.weights.unet_sections")
 their_vq = pytest.importorskip("ldm_jax.weights.vq")
 
 
