@@ -243,10 +243,10 @@ def test_what_is_no_folder_of_clip_is_told(folder, tmp_path):
     with pytest.raises(ValueError, match="merges do not fit"):
         prompts.load(bare)
     (bare / "vocab.json").write_text("{")
-    with pytest.raises(ValueError, match="holds no CLIP tokenizer"):
+    with pytest.raises(ValueError, match="holds no CLIP or BERT tokenizer"):
         prompts.load(bare)
     (bare / "tokenizer.json").write_text('{"model": {"vocab": []}}')
-    with pytest.raises(ValueError, match="holds no CLIP tokenizer"):
+    with pytest.raises(ValueError, match="holds no CLIP or BERT tokenizer"):
         prompts.load(bare)
     gap = clip_files.write(tmp_path / "gap")
     (gap / "added_tokens.json").write_text('{"<toy>": 5000}')

@@ -31,7 +31,7 @@ class Solver(NamedTuple):
     step: Callable[[Callable[[Array, Array], Prediction], Data, Point, Point, Any, Array], Step]
 
 
-@functools.partial(jax.jit, static_argnums=range(7))  # one small program instead of dozens
+@functools.partial(jax.jit, static_argnums=range(8))  # one small program instead of dozens
 def grid(
     path: Path,
     steps: int,
@@ -40,6 +40,7 @@ def grid(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
+    offset: int = 1,
 ) -> Point:
     """The noise levels of `steps` steps, [steps + 1]: from the path's noisy end to sigma = 0.
 
@@ -47,6 +48,7 @@ def grid(
     sigma / alpha by `rho`; "log_snr", uniform in lambda. The latter two stay within `sigma_min`,
     `sigma_max` where the path goes further, but begin at its noisy end. On the table of a ddpm
     path, integer times as in Lin et al. 2023, Table 2: "leading", "trailing", "linspace".
+    "leading" starts `offset` entries late where the table is long enough, as Stable Diffusion does.
     `to_zero=False` ends at the path's own t = 0 instead, as CompVis' samplers do.
 
     Raises:
@@ -66,7 +68,7 @@ def grid(
     elif spacing in ("karras", "log_snr"):
         t = _by_level(path, levels, spacing == "karras", sigma_min, sigma_max, rho)
     else:
-        t = jnp.asarray(_of_table(path, steps, levels, spacing) / (path.steps - 1))
+        t = jnp.asarray(_of_table(path, steps, levels, spacing, offset) / (path.steps - 1))
     end = [jnp.full(1, value, t.dtype) for value in (0, 1, 0)] if to_zero else [t[:0]] * 3
     return Point(*map(jnp.append, (t, path.alpha(t), path.sigma(t)), end))
 
@@ -82,7 +84,7 @@ def _by_level(path, levels, karras, sigma_min, sigma_max, rho):
     return path.time_of(lam).at[0].set(path.t_max)
 
 
-def _of_table(path, steps, levels, spacing):
+def _of_table(path, steps, levels, spacing, offset):
     """Integer times of the table, from its noisy end down."""
     if path.steps is None:
         raise ValueError(
@@ -95,9 +97,9 @@ def _of_table(path, steps, levels, spacing):
         return np.round(np.linspace(path.steps - 1, 0, levels))
     if spacing == "trailing":
         picked = np.round(np.arange(path.steps, 0, -path.steps / steps))[:steps] - 1
-    else:  # starts one late, as Stable Diffusion does, where the table is long enough
+    else:
         stride = path.steps // steps
-        picked = np.arange(steps)[::-1] * stride + (stride > 1)
+        picked = np.arange(steps)[::-1] * stride + min(offset, stride - 1)
     return np.append(picked, np.zeros(levels - steps))
 
 

@@ -99,7 +99,8 @@ def points(pipe: Any, steps: int) -> process.Point:
     """The grid of the model's scheduler."""
     config = pipe.schedulers["scheduler"]
     to_zero = bool(config.get("set_alpha_to_one", True))
-    return samplers.grid(pipe.model.path, steps, scheduler.read(config).spacing, to_zero)
+    spacing, offset = scheduler.read(config).spacing, int(config.get("steps_offset", 0))
+    return samplers.grid(pipe.model.path, steps, spacing, to_zero, offset=offset)
 
 
 def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Prompts as rows of token numbers, by the tokenizers that are published beside CLIP's text encoders.
+"""Prompts as rows of token numbers, by the tokenizers that are published beside text encoders: CLIP's and BERT's.
 
 A row is [begin, at most length - 2 pieces of the text, end, padding ...]; the pieces are byte pairs of lower-case words
-(see `byte_pairs`). Padding, "<|endoftext|>" or "!" by the folder's files, is a special token like begin and end, and
+(CLIP, see `byte_pairs`) or word pieces (BERT, see `word_pieces`). CLIP's padding, "<|endoftext|>" or "!" by the folder's files, is a special token like begin and end, and
 written in a prompt it is that token: a prompt's "!" is padding's id 0 for Stable Diffusion 2 and the second tokenizer
 of XL, as it is there.
 
@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Float, Int
 
-from ldm_jax.weights import byte_pairs
+from ldm_jax.weights import byte_pairs, tokens, word_pieces
 
 
 class Piece(NamedTuple):
@@ -85,7 +85,7 @@ class Tokenizer:
         if known:
             raise ValueError(f"the tokenizer knows {known} already; choose another placeholder")
         ids = {name: self.backend.get_vocab_size() + i for i, name in enumerate(names)}
-        return _made(byte_pairs.with_added(self.files, ids), self.length)
+        return _made(tokens.with_added(self.files, ids), self.length)
 
     def save(self, folder: str | Path) -> None:
         """The files that it was loaded from, byte for byte but for placeholders; transformers reads them."""
@@ -128,19 +128,22 @@ class Tokenizer:
 
 
 def load(folder: str | Path, length: int = 77) -> Tokenizer:
-    """The tokenizer of a folder with a `vocab.json` and `merges.txt`, or a `tokenizer.json`.
+    """The tokenizer of a folder with a `vocab.json` and `merges.txt`, a `vocab.txt`, or a `tokenizer.json`.
 
     Added tokens that are named "token", "token_1" ... are one placeholder with several ids (`Tokenizer.add`).
 
     Raises:
       FileNotFoundError: neither is there.
-      ValueError: files that are not those of CLIP's tokenizer.
+      ValueError: files that are not those of CLIP's or BERT's tokenizer.
     """
     folder = Path(folder)
-    names = [name for name in byte_pairs.FILES if (folder / name).is_file()]
-    if byte_pairs.WHOLE not in names and not {byte_pairs.VOCAB, byte_pairs.MERGES} <= {*names}:
+    every = dict.fromkeys((*byte_pairs.FILES, *word_pieces.FILES))
+    names = [name for name in every if (folder / name).is_file()]
+    sets = ({tokens.WHOLE}, {byte_pairs.VOCAB, byte_pairs.MERGES}, {word_pieces.VOCAB})
+    if not any(one <= {*names} for one in sets):
         raise FileNotFoundError(
-            f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; give the folder of a CLIP tokenizer"
+            f"{folder} has no tokenizer.json, nor vocab.json with merges.txt, nor vocab.txt; give the folder of a CLIP "
+            "or BERT tokenizer"
         )
     files = {name: (folder / name).read_bytes() for name in names}
     if length < 3:
@@ -149,7 +152,7 @@ def load(folder: str | Path, length: int = 77) -> Tokenizer:
         return _made(files, length)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder} holds no CLIP tokenizer ({type(error).__name__}: {error}); download its files anew"
+            f"{folder} holds no CLIP or BERT tokenizer ({type(error).__name__}: {error}); download its files anew"
         ) from error
 
 
@@ -203,4 +206,5 @@ def _several(texts: Sequence[str]) -> Sequence[str]:
 
 
 def _made(files: Mapping[str, bytes], length: int) -> Tokenizer:
-    return Tokenizer(*byte_pairs.read(files), dict(files), length)
+    kind = word_pieces if word_pieces.fits(files) else byte_pairs
+    return Tokenizer(*kind.read(files), dict(files), length)
