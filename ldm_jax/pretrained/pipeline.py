@@ -35,6 +35,8 @@ class Pretrained:
     schedulers: Mapping[str, Mapping[str, Any]]  # their configs: "scheduler", "low_res_scheduler"
     mesh: Mesh
     controlnets: tuple[Component, ...] = ()
+    chunks: int | None = 1  # of 75 tokens each that are read of a prompt; None: as many as it has
+    weighted: bool = False  # whether brackets in prompts are weights
 
     @property
     def factor(self) -> int:
@@ -68,7 +70,8 @@ class Pretrained:
 
     def tokenize(self, texts: inputs.Prompts) -> Any:
         """Token ids int32 [b, 77]; a tuple of them where the model has two tokenizers."""
-        rows = tuple(inputs.ids(self, inputs.several(texts)).values())
+        found = inputs.ids(self, inputs.several(texts))
+        rows = tuple(row for field, row in found.items() if not field.endswith("_weights"))
         return rows[0] if len(rows) == 1 else rows
 
     def encode_text(self, texts: inputs.Prompts, **sizes: Any) -> Cond:
@@ -97,6 +100,23 @@ class Pretrained:
         latents = jnp.asarray(latents)
         t = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), latents.shape[:1])
         return sampling.predict(self.model)(self.params, latents, t, cond)
+
+    def reading(
+        self, chunks: int | None = 1, weighted: bool = False, clip_skip: int = 0
+    ) -> "Pretrained":
+        """The same with another way to read prompts.
+
+        Args:
+          chunks: a prompt is read in so many chunks of 75 tokens, one after the other (None: as many as it has).
+          weighted: "(word:1.3)", "(word)" and "[word]" weigh words (see `weights.prompts`), else brackets are brackets.
+          clip_skip: so many of the text encoders' last layers are left out, beyond those that the model leaves out.
+        """
+        conditioner = self.model.conditioner
+        if conditioner is None:
+            raise ValueError("this model reads no text")
+        conditioner = conditioner.clone(skip=type(conditioner).skip + clip_skip)
+        model = self.model._replace(conditioner=conditioner)
+        return dataclasses.replace(self, model=model, chunks=chunks, weighted=weighted)
 
     text_to_image = verbs.text_to_image
     image_to_image = verbs.image_to_image

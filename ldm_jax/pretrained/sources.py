@@ -151,8 +151,8 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
     clip = all("architectures" in what.configs[name] for name in texts)
     if not {"unet", "vae"} <= what.configs.keys() or not texts or not clip:
         raise ValueError(
-            f"{path} is a model of the family {what.family!r} with {sorted(what.configs)}; a pipeline needs a U-Net, an "
-            "autoencoder and text encoders of CLIP"
+            f"{path} is a model of the family {what.family!r} with {sorted(what.configs)}; a pipeline needs a U-Net, "
+            "an autoencoder and text encoders of CLIP"
         )
     xl = "XL" if "text_encoder_2" in texts else ""
     reads = unet.channels(what.configs["unet"]).spatial

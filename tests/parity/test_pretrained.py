@@ -497,3 +497,39 @@ def test_a_word_of_textual_inversion(tmp_path):
     again = ldm_jax.from_pretrained(tmp_path / "ours")
     np.testing.assert_array_equal(again.tokenize(prompts), knows.tokenize(prompts))
     same(again.component_params(), knows.component_params())
+
+
+def test_layers_of_the_text_encoder_left_out(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs").reading(clip_skip=1)
+    ids = pipe.tokenize(PROMPTS)
+    with torch.no_grad():
+        states = theirs.text_encoder(torch.tensor(ids), output_hidden_states=True).hidden_states
+        skipped = theirs.text_encoder.text_model.final_layer_norm(states[-2])
+    assert error(np.asarray(pipe.encode_text(PROMPTS).tokens), skipped.numpy()) < 1e-4
+
+
+def test_long_and_weighted_prompts(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    words = "red and blue houses by the sea, " * 12
+    long = pipe.reading(chunks=None)
+    ids = long.tokenize([words, "a cat"])
+    assert ids.shape[0] == 2
+    assert ids.shape[1] > 77
+    assert ids.shape[1] % 77 == 0
+    with torch.no_grad():
+        pieces = [
+            theirs.text_encoder(torch.tensor(x))[0] for x in np.split(ids, ids.shape[1] // 77, 1)
+        ]
+    expected = torch.cat(pieces, 1).numpy()
+    assert error(np.asarray(long.encode_text([words, "a cat"]).tokens), expected) < 1e-4
+    images = long.text_to_image([words, "a cat"], "a dog", steps=3)
+    assert np.isfinite(images).all()
+    heavy = pipe.reading(weighted=True)
+    np.testing.assert_array_equal(heavy.tokenize("a (cat:1.3)"), pipe.tokenize("a cat"))
+    plain, weighed = (
+        np.asarray(p.encode_text(t).tokens) for p, t in ((pipe, "a cat"), (heavy, "a (cat:1.3)"))
+    )
+    assert np.abs(weighed - plain).max() > 1e-2
+    np.testing.assert_allclose(weighed.mean(), plain.mean(), atol=1e-5)
