@@ -187,17 +187,21 @@ class Clip(nn.Module):
     skip: int = 0  # so many last layers are left out
     norm: bool = True  # with the final norm behind the states
     field: str = "tokens"
+    vector: str | None = None  # a field [b d] beside the text, a dropped row of which is zeros
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return (self.field,)
+        return (self.field,) if self.vector is None else (self.field, self.vector)
 
     @nn.compact
     def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
         output = _encode_prompts(
             self, self.encoder, batch, drop, self.field, self.null, self.skip, self.norm
         )
-        return Cond(tokens=output.tokens)
+        if self.vector is None:
+            return Cond(tokens=output.tokens)
+        vector: Float[Array, "b d"] = read(self, batch, self.vector)
+        return Cond(tokens=output.tokens, vector=replace_dropped(vector, drop, self.vector, 0))
 
 
 class ClipPair(nn.Module):
@@ -265,6 +269,11 @@ class ClipPair(nn.Module):
         )
 
 
+def check_into(into: str) -> None:
+    if into not in ("tokens", "vector"):
+        raise ValueError(f"into={into!r} is unknown; choose 'tokens' or 'vector'")
+
+
 class Label(nn.Module):
     """A class number to a learned vector, `ClassEmbedder` of CompVis.
 
@@ -283,8 +292,7 @@ class Label(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
-        if self.into not in ("tokens", "vector"):
-            raise ValueError(f"into={self.into!r} is unknown; choose 'tokens' or 'vector'")
+        check_into(self.into)
         label: Int[Array, " b"] = read(self, batch, self.field)
         label = label.astype(jnp.promote_types(label.dtype, jnp.int32))  # bytes end at 255
         label = replace_dropped(label, drop, self.field, self.classes)
@@ -307,6 +315,7 @@ class Vector(nn.Module):
 
     field: str
     width: int | None = None  # None: no projection
+    into: str = "vector"  # or "tokens": one token for cross-attention
     dtype: Any = jnp.float32
 
     @property
@@ -315,11 +324,12 @@ class Vector(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
+        check_into(self.into)
         vector: Float[Array, "b d"] = read(self, batch, self.field)
         vector = replace_dropped(vector.astype(self.dtype), drop, self.field, 0)
         if self.width is not None:
             vector = conv.dense(self.width, "project", self.dtype)(vector)
-        return Cond(vector=vector)
+        return Cond(tokens=vector[:, None]) if self.into == "tokens" else Cond(vector=vector)
 
 
 class Spatial(nn.Module):

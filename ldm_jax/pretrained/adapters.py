@@ -1,4 +1,4 @@
-"""Small files that change a pretrained model: LoRAs and the words of textual inversion. `pipe` is a `Pretrained`."""
+"""What changes a pretrained model: LoRAs, words of textual inversion, another autoencoder. `pipe` is a `Pretrained`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from ldm_jax.pretrained import components
-from ldm_jax.weights import files, inversion, lora, lora_files, original, pickles
+from ldm_jax import codec
+from ldm_jax.pretrained import components, kinds
+from ldm_jax.training import sharding
+from ldm_jax.weights import (
+    files,
+    folder,
+    inversion,
+    lora,
+    lora_files,
+    original,
+    pickles,
+    table,
+)
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -78,3 +90,40 @@ def with_word(pipe: Any, path: str | Path, token: str | None = None) -> Any:
     model = load.assemble(made, tokenizers, pipe.index, pipe.schedulers["scheduler"])
     new = dataclasses.replace(pipe, model=model, components=made, tokenizers=tokenizers)
     return new.with_params(params)
+
+
+def with_autoencoder(pipe: Any, path: str | Path, variant: str | None = None) -> Any:
+    """The pipeline with the autoencoder of another folder, for better pictures or, with a tiny one, for previews.
+
+    The folder has a config.json and safetensors; its latents must be those that the model was trained on.
+
+    Raises:
+      FileNotFoundError, ValueError: no such folder, no autoencoder that is known here, or one with other channels.
+    """
+    path = Path(path)
+    config = folder.read_json(path / "config.json", "an autoencoder")
+    kind = config.get("_class_name")
+    if kind not in components.AUTOENCODERS:
+        raise ValueError(
+            f"{path} holds a {kind}; autoencoders are {sorted(components.AUTOENCODERS)}"
+        )
+    dtype = jax.tree.leaves(pipe.arrays["params"])[0].dtype
+    made = components.make(kind, config, dtype)
+    if made.module.embed != pipe.latent_channels:
+        raise ValueError(
+            f"the autoencoder of {path} has latents of {made.module.embed} channels and this model's have "
+            f"{pipe.latent_channels}; give one for the same latents"
+        )
+    whole = sharding.replicated(pipe.mesh)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=whole), made.shapes
+    )
+    tensors = folder.weights(path, made.stem, variant)
+    params = table.load(made.rows(tensors), shapes, tensors, ignore=made.ignore)
+    return dataclasses.replace(
+        pipe,
+        model=pipe.model._replace(codec=codec.autoencoder(made.module)),
+        arrays={"params": params, "scale": jax.device_put(jnp.float32(made.scale), whole)},
+        components=dict(pipe.components) | {"vae": made},
+        index=dict(pipe.index) | {kinds.stored_name("vae", pipe.index): ["diffusers", kind]},
+    )

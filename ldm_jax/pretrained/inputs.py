@@ -19,6 +19,7 @@ from ldm_jax.types import Control
 from ldm_jax.weights import scheduler, unet
 
 Prompts = str | Sequence[str]
+IMAGE = "image"  # the field of what an image encoder says of images
 
 
 class Hint(NamedTuple):
@@ -47,7 +48,7 @@ def ids(pipe: Any, texts: Sequence[str]) -> dict[str, Shaped[np.ndarray, "b n"]]
       ValueError: the model reads no text.
     """
     if not pipe.tokenizers:
-        raise ValueError("this model reads no text")
+        raise ValueError("this model reads no text; use a verb without a prompt")
     rows = {}
     for name, tokenizer in pipe.tokenizers.items():
         for text in texts if pipe.chunks else ():
@@ -168,7 +169,9 @@ def controls(
 
 
 def only(pipe: Any, verb: str, spatial: int) -> None:
-    """Raises: ValueError: the network reads another number of channels beside the latents than the verb gives."""
+    """Raises: ValueError: the network reads other channels beside the latents than the verb gives, or images."""
+    if IMAGE in pipe.model.fields and verb != "variations":
+        raise ValueError(f"this is a model for variations of images, which {verb} does not give")
     reads = unet.channels(pipe.components["unet"].config).spatial
     if reads != spatial:
         fits = {0: "text_to_image or image_to_image", 1: "depth_to_image", 3: "upscale"}

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from ldm_jax import codec, conditioners, tree
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import components, sources
+from ldm_jax.models import text
+from ldm_jax.pretrained import components, inputs, kinds, sources
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import autoencoder, folder, prompts, scheduler, table
+from ldm_jax.weights import folder, prompts, scheduler, table
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
@@ -130,11 +131,17 @@ def _conditioner(made, tokenizers, index) -> Any:
     lacking = [tokenizer for _, tokenizer in pairs if tokenizer not in tokenizers]
     if lacking:
         raise ValueError(f"the model has {texts} and lacks {lacking}; add the tokenizers' folders")
+    sees = "image_encoder" in made
     if not texts:
-        return None
+        dtype = made["unet"].module.dtype
+        return conditioners.Vector(inputs.IMAGE, into="tokens", dtype=dtype) if sees else None
     encoders = tuple(made[name].module for name, _ in pairs)
     null = tuple(tuple(map(int, tokenizers[name]([""])[0])) for _, name in pairs)
     network = made["unet"].module
+    if isinstance(encoders[0], text.TextTransformer):
+        return _text(encoders[0], null[0])
+    if sees:
+        return conditioners.Clip(encoders[0], null[0], vector=inputs.IMAGE)
     if (texts == ["text_encoder"] and not network.vector) or network.vector_from == "table":
         return conditioners.Clip(encoders[0], null[0])
     return conditioners.ClipPair(
@@ -145,6 +152,12 @@ def _conditioner(made, tokenizers, index) -> Any:
         if index.get("requires_aesthetics_score")
         else (),
     )
+
+
+def _text(encoder: text.TextTransformer, null: tuple[int, ...]) -> conditioners.Text:
+    """The conditioner that makes this encoder itself."""
+    settings = ("vocab", "width", "layers", "length", "heads", "head_dim", "dtype")
+    return conditioners.Text(**{name: getattr(encoder, name) for name in settings}, null=null)
 
 
 def bundle(
@@ -160,16 +173,17 @@ def bundle(
         condition = {f"encoders_{i}": p for i, p in enumerate(encoders)}
     else:
         condition = {"encoder": encoders[0]} if encoders else {}
-    scale = jax.device_put(
-        jnp.float32(autoencoder.scaling_factor(made["vae"].config)), sharding.replicated(mesh)
-    )
+    scale = jax.device_put(jnp.float32(made["vae"].scale), sharding.replicated(mesh))
+    conditioned = model.conditioner is not None
     return Pretrained(
         model=model,
-        params={"network": params["unet"]} | ({"conditioner": condition} if condition else {}),
+        params={"network": params["unet"]} | ({"conditioner": condition} if conditioned else {}),
         arrays={"params": params["vae"], "scale": scale},
         components=made,
         tokenizers=source.tokenizers,
         index=source.index,
         schedulers=source.schedulers,
         mesh=mesh,
+        vision={name: params[name] for name in kinds.VISION if name in params},
+        processors=source.processors,
     )

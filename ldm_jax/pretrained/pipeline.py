@@ -15,8 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from ldm_jax.conditioners import Clip, ClipPair
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import adapters, inputs, sampling, save, verbs
+from ldm_jax.pretrained import adapters, inputs, sampling, save, variations, verbs
 from ldm_jax.pretrained.components import Component
 from ldm_jax.types import Cond, Params
 from ldm_jax.weights import prompts
@@ -37,6 +38,8 @@ class Pretrained:
     controlnets: tuple[Component, ...] = ()
     chunks: int | None = 1  # of 75 tokens each that are read of a prompt; None: as many as it has
     weighted: bool = False  # whether brackets in prompts are weights
+    vision: Params = dataclasses.field(default_factory=dict)  # of components that read images
+    processors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def factor(self) -> int:
@@ -54,7 +57,7 @@ class Pretrained:
         keys = (
             ["encoder"] if "encoder" in condition else [f"encoders_{i}" for i in range(len(texts))]
         )
-        found = {"unet": self.params["network"], "vae": self.arrays["params"]}
+        found = {"unet": self.params["network"], "vae": self.arrays["params"], **self.vision}
         return found | {name: condition[key] for name, key in zip(texts, keys, strict=True)}
 
     def with_params(self, changed: Mapping[str, Params]) -> "Pretrained":
@@ -66,7 +69,8 @@ class Pretrained:
         if keys:
             params["conditioner"] = dict(zip(sorted(keys), condition, strict=True))
         arrays = self.arrays | {"params": every["vae"]}
-        return dataclasses.replace(self, params=params, arrays=arrays)
+        vision = {name: every[name] for name in self.vision}
+        return dataclasses.replace(self, params=params, arrays=arrays, vision=vision)
 
     def tokenize(self, texts: inputs.Prompts) -> Any:
         """Token ids int32 [b, 77]; a tuple of them where the model has two tokenizers."""
@@ -112,13 +116,23 @@ class Pretrained:
           clip_skip: so many of the text encoders' last layers are left out, beyond those that the model leaves out.
         """
         conditioner = self.model.conditioner
-        if conditioner is None:
-            raise ValueError("this model reads no text")
+        if not isinstance(conditioner, Clip | ClipPair):
+            raise ValueError("only prompts for text encoders of CLIP can be read in other ways")
         conditioner = conditioner.clone(skip=type(conditioner).skip + clip_skip)
         model = self.model._replace(conditioner=conditioner)
         return dataclasses.replace(self, model=model, chunks=chunks, weighted=weighted)
 
+    def encode_image(self, images: Float[Any, "b h w 3"]) -> Float[Array, "b d"]:
+        """What a model for variations sees of images of any size.
+
+        Raises:
+          ValueError: a model without an image encoder.
+        """
+        return variations.encode_image(self, images)
+
     text_to_image = verbs.text_to_image
+    unconditional = verbs.unconditional
+    variations = variations.variations
     image_to_image = verbs.image_to_image
     depth_to_image = verbs.depth_to_image
     inpaint = verbs.inpaint
@@ -127,6 +141,7 @@ class Pretrained:
 
     with_lora = adapters.with_lora
     with_word = adapters.with_word
+    with_autoencoder = adapters.with_autoencoder
 
     def save_pretrained(
         self, path: str | Path, layout: Literal["diffusers", "original"] = "diffusers"

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.models import clip
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
 
@@ -71,10 +72,22 @@ def decode(model: LatentDiffusion) -> Any:
 def encode(model: LatentDiffusion, network: Any) -> Any:
     @jax.jit
     def encode(arrays, x):
-        posterior = network.apply({"params": arrays["params"]}, x, method="encode")
-        return posterior.mean * arrays["scale"]
+        found = network.apply({"params": arrays["params"]}, x, method="encode")
+        latents = found if isinstance(found, jax.Array) else found.mean  # or of a posterior
+        return latents * arrays["scale"]
 
     return encode
+
+
+@functools.lru_cache(maxsize=8)
+def look(encoder: clip.VisionEncoder) -> Any:
+    """`(params, images of any size in [-1, 1]) -> embeddings [b, d]`."""
+
+    @jax.jit
+    def look(params, x):
+        return encoder.apply({"params": params}, clip.prepared(x, encoder.size)).pooled
+
+    return look
 
 
 @functools.lru_cache(maxsize=8)

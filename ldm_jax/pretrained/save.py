@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.pretrained import sources
+from ldm_jax.pretrained import kinds, sources
 from ldm_jax.pretrained.components import Component
 from ldm_jax.weights import files, original
 
@@ -21,13 +21,17 @@ def save(of: Any, path: str | Path) -> None:
         raise ValueError(f"{path} exists and is not empty; give a new folder, nothing was written")
     params = of.component_params()
     for name, component in of.components.items():
-        files.write(path / name / f"{component.stem}.safetensors", component.export(params[name]))
-        _json(path / name / "config.json", component.config)
+        at = path / kinds.stored_name(name, of.index)
+        files.write(at / f"{component.stem}.safetensors", component.export(params[name]))
+        _json(at / "config.json", component.config)
     for name, tokenizer in of.tokenizers.items():
         tokenizer.save(path / name)
     for name, config in of.schedulers.items():
         _json(path / name / "scheduler_config.json", config)
-    written = {*of.schedulers, *of.components, *of.tokenizers}
+    for name, config in of.processors.items():
+        _json(path / name / "preprocessor_config.json", config)
+    written = {kinds.stored_name(name, of.index) for name in of.components}
+    written |= {*of.schedulers, *of.tokenizers, *of.processors}
     index = {
         name: value
         if name.startswith("_") or not isinstance(value, list) or name in written
@@ -44,6 +48,11 @@ def save_original(of: Any, path: str | Path) -> None:
       ValueError: the file exists.
     """
     path = Path(path)
+    kind = of.index.get("_class_name")
+    if kind in kinds.NEEDED:
+        raise ValueError(
+            f"a {kind} cannot be written in the original layout; give layout='diffusers'"
+        )
     if path.exists():
         raise ValueError(f"{path} exists; give the name of a new file, nothing was written")
     params = of.component_params()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from ldm_jax.pretrained import kinds
 from ldm_jax.pretrained.components import Component
 from ldm_jax.weights import (
     files,
@@ -27,11 +28,11 @@ from ldm_jax.weights.table import Table
 TEXTS = ("text_encoder", "text_encoder_2")
 NETWORKS = ("unet", "vae", *TEXTS)
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-SCHEDULERS = ("scheduler", "low_res_scheduler")
+SCHEDULERS = ("scheduler", "low_res_scheduler", "image_noising_scheduler")
+PROCESSORS = ("feature_extractor",)
 # What a folder may have and sampling does not need; the text says what that means for the user.
 UNUSED = {
     "safety_checker": "images are not checked",
-    "feature_extractor": None,
     "depth_estimator": "give the depth to `depth_to_image`",
     "image_encoder": None,
 }
@@ -54,6 +55,7 @@ class Source(NamedTuple):
     tokenizers: dict[str, prompts.Tokenizer]
     schedulers: dict[str, dict[str, Any]]
     tensors: Callable[[str, Component], Tensors]
+    processors: Mapping[str, Mapping[str, Any]] = {}  # how images are prepared, by component
 
 
 def open_any(
@@ -81,16 +83,19 @@ def open_folder(path: Path, variant: str | None) -> Source:
       FileNotFoundError, ValueError: something is missing, unreadable, or not known here.
     """
     opened = folder.open_folder(path)
-    parts = opened.parts
-    unknown = sorted(parts.keys() - {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *UNUSED})
-    missing = [name for name in ("unet", "vae", "scheduler") if name not in parts]
+    parts, needed = opened.parts, kinds.needed(opened.index)
+    known = {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *PROCESSORS, *UNUSED, *needed}
+    unknown = sorted(parts.keys() - known)
+    missing = [name for name in needed if name not in parts]
     if unknown or missing:
         told = [f"its component {name!r} is missing" for name in missing]
         told += [f"a component {name!r} is not known here" for name in unknown]
         raise ValueError(f"{path} is a {opened.index.get('_class_name')}: {'; '.join(told)}")
-    for name in sorted(parts.keys() & UNUSED.keys()):
+    for name in sorted(parts.keys() & UNUSED.keys() - {*needed}):
         if UNUSED[name]:
             logging.warning("%s: its %s is not used; %s", path, name, UNUSED[name])
+    parts = kinds.renamed(parts)
+    networks = [*NETWORKS, *(name for name in kinds.VISION if name in needed)]
 
     def tensors(name, component):
         found = folder.weights(parts[name].folder, component.stem, variant)
@@ -98,10 +103,11 @@ def open_folder(path: Path, variant: str | None) -> Source:
 
     return Source(
         opened.index,
-        {name: (parts[name].kind, parts[name].config) for name in NETWORKS if name in parts},
+        {name: (parts[name].kind, parts[name].config) for name in networks if name in parts},
         {name: prompts.load(parts[name].folder) for name in TOKENIZERS if name in parts},
         {name: parts[name].config for name in SCHEDULERS if name in parts},
         tensors,
+        {name: parts[name].config for name in PROCESSORS if name in parts},
     )
 
 

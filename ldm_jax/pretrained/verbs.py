@@ -59,7 +59,30 @@ def text_to_image(
     at = inputs.points(pipe, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
-    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
+
+
+def unconditional(
+    pipe: Any,
+    n: int = 1,
+    *,
+    steps: int = 50,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Images:
+    """`n` pictures by a model without condition, by default of the size that it was trained on."""
+    inputs.only(pipe, "unconditional", 0)
+    if pipe.model.fields:
+        raise ValueError(
+            f"this model reads {list(pipe.model.fields)}, and unconditional gives nothing to read; use text_to_image"
+        )
+    if n < 1:
+        raise ValueError(f"n={n} pictures cannot be made; give at least 1")
+    start = inputs.start(pipe, latents, n, seed, inputs.image_size(pipe, height, width))
+    return draw(pipe, start, inputs.points(pipe, steps), {}, None, {}, solver, 1.0, seed)
 
 
 def image_to_image(
@@ -87,7 +110,7 @@ def image_to_image(
     start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
-    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
 
 
 def depth_to_image(
@@ -113,7 +136,7 @@ def depth_to_image(
     low, high = (f(small, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     extra = {"spatial": (2 * (small - low) / jnp.maximum(high - low, 1e-8) - 1)[..., None]}
     given = inputs.conditions(pipe, texts, negative_prompt, images.shape[1:3], {})
-    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
 
 
 def inpaint(
@@ -150,7 +173,7 @@ def inpaint(
     extra = {"spatial": jnp.concatenate([small, masked], axis=-1)}
     start = inputs.start(pipe, latents, len(texts), seed, size)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
-    return _draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
+    return draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
 
 
 def instruct(
@@ -178,7 +201,7 @@ def instruct(
     start = inputs.start(pipe, latents, len(texts), seed, size)
     given = inputs.conditions(pipe, texts, negative_prompt, size, {})
     at = inputs.points(pipe, steps)
-    return _draw(pipe, start, at, *given, extra, solver, guidance, seed, image_guidance)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed, image_guidance)
 
 
 def upscale(
@@ -220,7 +243,7 @@ def upscale(
     size = tuple(side * pipe.factor for side in images.shape[1:3])
     start = inputs.start(pipe, latents, n, seed, size)
     given = inputs.conditions(pipe, texts, negative_prompt, size, {})
-    return _draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
+    return draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
 
 
 def _noised(
@@ -244,7 +267,7 @@ def _noised(
     return at.alpha[0] * pipe.encode(images) + at.sigma[0] * noise, at
 
 
-def _draw(
+def draw(
     pipe: Any,
     start: Array,
     at: process.Point,
@@ -256,9 +279,10 @@ def _draw(
     seed: int,
     image_scale: float | None = None,
 ) -> Images:
+    """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
     if solver not in sampling.SOLVERS:
         raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
-    draw = sampling.sampler(
+    run = sampling.sampler(
         pipe.model,
         tuple(net.module for net in pipe.controlnets),
         solver,
@@ -269,5 +293,5 @@ def _draw(
     given = (positive, positive if negative is None else negative, extra, start)
     placed = [inputs.place(pipe, tree) for tree in given]
     scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
-    x = draw(pipe.params, pipe.arrays, *placed, sampling.keys(seed, len(start)), at, scales)
+    x = run(pipe.params, pipe.arrays, *placed, sampling.keys(seed, len(start)), at, scales)
     return np.asarray(x)

@@ -1,9 +1,9 @@
 """Prompts as rows of token numbers, by the tokenizers that are published beside text encoders: CLIP's and BERT's.
 
 A row is [begin, at most length - 2 pieces of the text, end, padding ...]; the pieces are byte pairs of lower-case words
-(CLIP, see `byte_pairs`) or word pieces (BERT, see `word_pieces`). CLIP's padding, "<|endoftext|>" or "!" by the folder's files, is a special token like begin and end, and
-written in a prompt it is that token: a prompt's "!" is padding's id 0 for Stable Diffusion 2 and the second tokenizer
-of XL, as it is there.
+(CLIP, see `byte_pairs`) or word pieces (BERT, see `word_pieces`). CLIP's padding, "<|endoftext|>" or "!" by the
+folder's files, is a special token like begin and end, and written in a prompt it is that token: a prompt's "!" is
+padding's id 0 for Stable Diffusion 2 and the second tokenizer of XL, as it is there.
 
 Text with weights follows AUTOMATIC1111's web interface: "(a)" weighs 1.1, "[a]" 1/1.1, "(a:1.3)" 1.3. Brackets nest,
 and one that is never closed holds to the end. "\\(" is a bracket without meaning; other backslashes vanish. Long

@@ -42,7 +42,8 @@ class Tokens(NamedTuple):
 def read(files: Mapping[str, bytes], usual: Mapping[str, str | None]) -> Tokens:
     """The named tokens (begin, end, padding ...) and those with ids; as transformers reads them.
 
-    `usual` are the named ones of this kind of tokenizer, in the order in which transformers adds them. What a config has under `added_tokens_decoder` says all about them; the other files count where it has none.
+    `usual` are the named ones of this kind of tokenizer, in the order in which transformers adds them. What a
+    config has under `added_tokens_decoder` says all about them; the other files count where it has none.
     """
     config = read_json(files, CONFIG)
     if "added_tokens_decoder" in config:

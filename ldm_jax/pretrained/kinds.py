@@ -1,0 +1,40 @@
+"""What a pipeline of diffusers consists of, by its class."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+USUAL = ("unet", "vae", "scheduler")
+FIRST = ("unet", "vqvae", "scheduler")  # of the pipelines of Rombach et al.'s own models
+VISION = (
+    "image_encoder",
+    "image_normalizer",
+)  # what reads images and is no part of the model itself
+NOISED = ("image_normalizer", "image_noising_scheduler")
+# What those must have that are not Stable Diffusion with another input; other classes have what is USUAL.
+NEEDED = {
+    "LDMPipeline": FIRST,
+    "LDMTextToImagePipeline": (*FIRST, "bert", "tokenizer"),
+    "StableDiffusionImageVariationPipeline": (*USUAL, "image_encoder"),
+    "StableUnCLIPImg2ImgPipeline": (*USUAL, "text_encoder", "tokenizer", "image_encoder", *NOISED),
+}
+RENAMED = {
+    "vqvae": "vae",
+    "bert": "text_encoder",
+}  # to the names that these components have elsewhere
+
+T = TypeVar("T")
+
+
+def needed(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components without which the pipeline of this index is none, by their names in it."""
+    return NEEDED.get(index.get("_class_name"), USUAL)
+
+
+def renamed(parts: Mapping[str, T]) -> dict[str, T]:
+    """Components by the usual names."""
+    return {RENAMED.get(name, name): part for name, part in parts.items()}
+
+
+def stored_name(name: str, index: Mapping[str, Any]) -> str:
+    """The name in this index of a component with a usual name."""
+    return next((old for old, usual in RENAMED.items() if usual == name and old in index), name)
