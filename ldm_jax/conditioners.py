@@ -315,8 +315,8 @@ class Vector(nn.Module):
 
     field: str
     width: int | None = None  # None: no projection
-    into: str = "vector"  # or "tokens": one token for cross-attention
     dtype: Any = jnp.float32
+    into: str = "vector"  # or "tokens": one token for cross-attention
 
     @property
     def fields(self) -> tuple[str, ...]:

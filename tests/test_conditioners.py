@@ -64,6 +64,7 @@ EVERY = {
     "label_vector": conditioners.Label(classes=4, width=6, into="vector"),
     "vector": conditioners.Vector("style"),
     "projected": conditioners.Vector("style", width=7),
+    "token": conditioners.Vector("style", into="tokens"),
     "map": conditioners.Spatial("map", classes=5, channels=2, factor=2),
     "low": conditioners.Spatial("low"),
 }
@@ -133,6 +134,9 @@ def test_vector_passes_or_projects():
     cond, params = run(conditioners.Vector("style"), {"style": SECOND})
     assert not jax.tree.leaves(params)
     np.testing.assert_array_equal(cond.vector, BATCH["style"] * jnp.array([[1.0], [0.0], [1.0]]))
+    token, _ = run(conditioners.Vector("style", into="tokens"), {"style": SECOND})
+    np.testing.assert_array_equal(token.tokens, cond.vector[:, None])
+    assert token.vector is None
     cond, params = run(conditioners.Vector("style", width=7))
     kernel = params["params"]["project"]["kernel"]
     np.testing.assert_allclose(cond.vector, BATCH["style"] @ kernel, rtol=1e-5)
@@ -216,6 +220,15 @@ def test_clip_gives_the_states_of_its_encoder(skip, norm):
     expected = encoded(encoder(), params, ids, "encoder", skip=skip, norm=norm).tokens
     np.testing.assert_allclose(cond.tokens, expected, atol=1e-5)
     assert cond.vector is cond.mask is cond.spatial is None
+
+
+def test_clip_passes_a_vector_beside_the_text():
+    module = conditioners.Clip(encoder(), EMPTY, vector="style")
+    assert module.fields == ("tokens", "style")
+    cond, params = apply_drawn(module, {"style": SECOND})
+    np.testing.assert_array_equal(cond.vector, BATCH["style"] * jnp.array([[1.0], [0.0], [1.0]]))
+    alone = apply(conditioners.Clip(encoder(), EMPTY), params)
+    np.testing.assert_allclose(cond.tokens, alone.tokens, atol=1e-6)
 
 
 def test_clip_encodes_every_chunk_by_itself():

@@ -114,6 +114,9 @@ def test_spacings_of_the_table_are_those_of_lin_et_al():
     assert times(5, "trailing") == [999, 799, 599, 399, 199, 0]
     assert times(5, "linspace") == [999, 749, 500, 250, 0, 0]
     assert times(10, "leading", to_zero=False)[-2:] == [1, 0]
+    assert times(5, "leading", offset=0) == [800, 600, 400, 200, 0, 0]
+    assert times(5, "leading", offset=0, to_zero=False) == [800, 600, 400, 200, 0, 0]
+    assert times(1000, "leading")[:2] == [999, 998]  # no room to start late
 
 
 @pytest.mark.parametrize("name", ["scaled_linear", "zero_snr", "rectified_flow", "edm"])

@@ -5,10 +5,8 @@ from typing import Any, TypeVar
 
 USUAL = ("unet", "vae", "scheduler")
 FIRST = ("unet", "vqvae", "scheduler")  # of the pipelines of Rombach et al.'s own models
-VISION = (
-    "image_encoder",
-    "image_normalizer",
-)  # what reads images and is no part of the model itself
+# What reads images and is no part of the model itself.
+VISION = ("image_encoder", "image_normalizer")
 NOISED = ("image_normalizer", "image_noising_scheduler")
 # What those must have that are not Stable Diffusion with another input; other classes have what is USUAL.
 NEEDED = {
@@ -17,10 +15,8 @@ NEEDED = {
     "StableDiffusionImageVariationPipeline": (*USUAL, "image_encoder"),
     "StableUnCLIPImg2ImgPipeline": (*USUAL, "text_encoder", "tokenizer", "image_encoder", *NOISED),
 }
-RENAMED = {
-    "vqvae": "vae",
-    "bert": "text_encoder",
-}  # to the names that these components have elsewhere
+# Names of components -> those that they have elsewhere.
+RENAMED = {"vqvae": "vae", "bert": "text_encoder"}
 
 T = TypeVar("T")
 

@@ -122,11 +122,11 @@ class Pretrained:
         model = self.model._replace(conditioner=conditioner)
         return dataclasses.replace(self, model=model, chunks=chunks, weighted=weighted)
 
-    def encode_image(self, images: Float[Any, "b h w 3"]) -> Float[Array, "b d"]:
+    def encode_image(self, images: Float[Any, "b h w c"]) -> Float[Array, "b d"]:
         """What a model for variations sees of images of any size.
 
         Raises:
-          ValueError: a model without an image encoder.
+          ValueError: a model without an image encoder, or other than three channels.
         """
         return variations.encode_image(self, images)
 

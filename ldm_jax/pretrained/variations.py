@@ -20,7 +20,7 @@ from ldm_jax.pretrained.inputs import Prompts
 from ldm_jax.weights import scheduler
 
 
-def encode_image(pipe: Any, images: Float[Any, "b h w 3"]) -> Float[Array, "b d"]:
+def encode_image(pipe: Any, images: Float[Any, "b h w c"]) -> Float[Array, "b d"]:
     """Embeddings of images in [-1, 1] of any size, whose middle square is seen.
 
     Raises:

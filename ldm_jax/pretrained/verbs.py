@@ -75,9 +75,10 @@ def unconditional(
 ) -> Images:
     """`n` pictures by a model without condition, by default of the size that it was trained on."""
     inputs.only(pipe, "unconditional", 0)
-    if pipe.model.fields:
+    tokens = pipe.components["unet"].kind == "UNet2DConditionModel"
+    if reads := list(pipe.model.fields) or ["tokens"] * tokens:
         raise ValueError(
-            f"this model reads {list(pipe.model.fields)}, and unconditional gives nothing to read; use text_to_image"
+            f"this model reads {reads}, and unconditional gives nothing to read; use text_to_image"
         )
     if n < 1:
         raise ValueError(f"n={n} pictures cannot be made; give at least 1")

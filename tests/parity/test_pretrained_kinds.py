@@ -1,4 +1,4 @@
-"""Pipelines that are not Stable Diffusion with another input: loaded, used and written back, against diffusers itself."""
+"""Pipelines that are not Stable Diffusion with another input: loaded, used, written back, against diffusers itself."""
 
 import random as python_random
 
