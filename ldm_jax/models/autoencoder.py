@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
-from ldm_jax.nn import attention, conv, norms
+from ldm_jax.nn import attention, conv, norms, once
 
 EPS = 1e-6  # of every norm here; a U-Net's is 1e-5
 Factory = Callable[..., nn.Module]
@@ -128,15 +128,14 @@ class Half(nn.Module):
 
 def halves(of: Any, out: int) -> tuple[Half, Half]:
     """Encoder and decoder by the settings of an autoencoder of this shape; `out` are the encoder's channels."""
-    wrapped = nn.remat if of.remat else lambda block, **_: block
     widths = tuple(of.width * m for m in of.mults)
     attends = tuple(of.attention) or (False,) * len(widths)
     common = dict(groups=of.groups, eps=EPS, zero=False, dtype=of.dtype)
     half = partial(
         Half,
         middle_attention=of.middle_attention,
-        res=partial(wrapped(conv.ResBlock, static_argnums=(3,)), dropout=of.dropout, **common),
-        attend=partial(wrapped(attention.AttentionBlock), **common),
+        res=partial(once.once(conv.ResBlock, of.remat, (3,)), dropout=of.dropout, **common),
+        attend=partial(once.once(attention.AttentionBlock, of.remat), **common),
         groups=of.groups,
         stride=of.stride,
         dtype=of.dtype,

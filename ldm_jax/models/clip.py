@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from ldm_jax.nn import attention, conv
+from ldm_jax.nn import attention, conv, once
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -76,7 +76,7 @@ class Layer(nn.Module):
 
 def _states(module: nn.Module, x: Array, causal: bool) -> list[Array]:
     """The layers of an encoder: what enters them, and what leaves each."""
-    layer = nn.remat(Layer) if module.remat else Layer
+    layer = once.once(Layer, module.remat)
     states = [x]
     for i in range(module.layers):
         made = layer(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ldm_jax.nn import attention, conv, embeddings, norms
+from ldm_jax.nn import attention, conv, embeddings, norms, once
 from ldm_jax.types import Cond, Residuals
 
 Factory = Callable[..., nn.Module]
@@ -291,7 +291,7 @@ def _level(unet: UNet, direction: Literal["down", "up"], at: int, name: str) -> 
 
 def _res(unet: UNet) -> Factory:
     return partial(
-        nn.remat(conv.ResBlock, static_argnums=(3,)) if unet.remat else conv.ResBlock,
+        once.once(conv.ResBlock, unet.remat, (3,)),
         groups=unet.groups,
         eps=unet.eps,
         scale_shift=unet.scale_shift,
@@ -314,7 +314,7 @@ def _attend(unet: UNet, level: int, depth: int, only_cross: bool = False) -> Fac
             only_cross=only_cross,
             **common,
         )
-    block = nn.remat(attention.AttentionBlock) if unet.remat else attention.AttentionBlock
+    block = once.once(attention.AttentionBlock, unet.remat)
     return partial(block, eps=unet.eps, **common)
 
 

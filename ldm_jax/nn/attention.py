@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from ldm_jax.nn import conv, norms
+from ldm_jax.nn import conv, norms, once
 
 LAYER_NORM_EPS = 1e-5  # torch's, where flax has 1e-6
 
@@ -203,7 +203,7 @@ class SpatialTransformer(nn.Module):
 
         h = project("proj_in", norms.GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x))
         h = h.reshape(x.shape[0], -1, channels)
-        block = nn.remat(TransformerBlock, static_argnums=(4,)) if self.remat else TransformerBlock
+        block = once.once(TransformerBlock, self.remat, (4,))
         for i in range(self.depth):
             settings = (self.heads, head_dim, self.dropout, self.dtype, self.only_cross)
             h = block(*settings, name=f"block_{i}")(h, tokens, mask, train)
