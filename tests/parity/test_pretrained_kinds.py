@@ -156,9 +156,12 @@ def test_text_to_image_of_latent_diffusion(tmp_path):
     cond = pipe.encode_text(TEXTS)
     assert usual.error(np.asarray(cond.tokens), tokens.numpy()) < 1e-4
     z = random(2, 8, 8, 4)
+    shown = []
     for guidance in (1.0, 6.0):
         expected = theirs(TEXTS, latents=first(z), guidance_scale=guidance, **STEPS).images
         close(pipe.text_to_image(TEXTS, steps=10, guidance=guidance, latents=z), expected)
+        shown.append(expected)
+    assert np.abs(shown[0] - shown[1]).max() > 0.02  # the text matters
     with pytest.raises(ValueError, match="reads \\['tokens'\\]"):
         pipe.unconditional()
     with pytest.raises(ValueError, match="text encoders of CLIP"):
@@ -286,7 +289,7 @@ def test_stable_unclip(tmp_path):
         )
         close(images, expected)
     # Without words, and with noise of the seeds: other pictures for other levels.
-    drawn = [pipe.variations(x, steps=2, latents=z, noise_level=level) for level in (0, 900)]
+    drawn = [pipe.variations(x, steps=10, latents=z, noise_level=level) for level in (0, 900)]
     assert np.abs(drawn[0] - drawn[1]).max() > 0.01
     with pytest.raises(ValueError, match="noise_level=1000 is outside of 0 to 999"):
         pipe.variations(x, noise_level=1000)
@@ -300,31 +303,35 @@ def test_stable_unclip(tmp_path):
 def tiny(**settings):
     widths = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
     blocks = dict(num_encoder_blocks=(1, 2), num_decoder_blocks=(2, 1))
-    return weights.randomised(diffusers.AutoencoderTiny(**widths, **blocks, **settings))
+    vae = weights.randomised(diffusers.AutoencoderTiny(**widths, **blocks, **settings))
+    last = vae.decoder.layers[-1]
+    last.weight.data.mul_(0.1)
+    last.bias.data.fill_(0.5)  # in the middle of what is not clipped
+    return vae
 
 
 def test_other_autoencoders(tmp_path):
-    """A tiny one in the folder, or in place of the folder's; and one with another scale."""
+    """A tiny one and one with another scale, in the folder or in place of the folder's."""
     theirs = usual.stable_diffusion(tmp_path)
     pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
-    z = random(2, 8, 8, 4)
-    given = dict(latents=first(z), height=16, width=16, **STEPS)
-    for name, vae in (("tiny", tiny()), ("other", usual.vae(scaling_factor=0.4))):
+    z, x = random(2, 8, 8, 4), np.clip(random(2, 16, 16, 3), -1, 1)
+    for name, vae in (("other", usual.vae(scaling_factor=0.4)), ("tiny", tiny())):
         vae.save_pretrained(tmp_path / name)
-        theirs.vae = vae
         theirs.register_modules(vae=vae)
-        expected = theirs(usual.PROMPTS, **given).images
+        with torch.no_grad():
+            expected = vae.decode(first(z) / vae.config.scaling_factor).sample
         with_it = pipe.with_autoencoder(tmp_path / name)
-        close(with_it.text_to_image(usual.PROMPTS, steps=10, latents=z), expected)
-        loaded = saved(theirs, tmp_path / f"with_{name}")
-        close(loaded.text_to_image(usual.PROMPTS, steps=10, latents=z), expected)
+        for ours in (with_it, saved(theirs, tmp_path / f"with_{name}")):
+            assert weights.relative_error(ours.decode(z), expected) < 1e-4
+            with torch.no_grad():
+                mean = vae.encode(first(x))
+            mean = mean.latents if name == "tiny" else mean.latent_dist.mean
+            mean = mean * vae.config.scaling_factor
+            assert weights.relative_error(np.asarray(ours.encode(x)), mean) < 1e-4
         again = the_same_again(with_it, theirs, tmp_path / f"ours_{name}", ("vae", "unet"))
         assert type(again.vae) is type(vae)
-    x = np.clip(random(2, 16, 16, 3), -1, 1)
-    with torch.no_grad():
-        latents = tiny().encode(first(x)).latents
-    ours = pipe.with_autoencoder(tmp_path / "tiny").encode(x)
-    assert weights.relative_error(np.asarray(ours), latents) < 1e-4
+    expected = theirs(usual.PROMPTS, latents=first(z), height=16, width=16, **STEPS).images
+    close(with_it.text_to_image(usual.PROMPTS, steps=10, latents=z), expected)
     tiny(latent_channels=3).save_pretrained(tmp_path / "three")
     with pytest.raises(ValueError, match="latents of 3 channels and this model's have 4"):
         pipe.with_autoencoder(tmp_path / "three")
