@@ -31,19 +31,20 @@ def identity() -> Codec:
 
 
 def autoencoder(model: Any) -> Codec:
-    """The codec of a KL autoencoder; its arrays are `{"params": ..., "scale": scalar}`."""
+    """The codec of a network with `latents(x, rng)` and `decode(z)`; arrays: `{"params": ..., "scale": scalar}`."""
 
     def encode(arrays, x, rng):
-        posterior = model.apply({"params": arrays["params"]}, x, method="encode")
-        return posterior.sample(rng) * arrays["scale"]
+        z = model.apply({"params": arrays["params"]}, x, rng, method="latents")
+        return z * arrays["scale"]
 
     def decode(arrays, z):
         return model.apply({"params": arrays["params"]}, z / arrays["scale"], method="decode")
 
     def shape(data_shape):
-        def mean(x):
-            return model.init_with_output(jax.random.key(0), x, method="encode")[0].mean
+        def latents(x):
+            key = jax.random.key(0)
+            return model.init_with_output(key, x, key, method="latents")[0]
 
-        return jax.eval_shape(mean, jnp.zeros((1, *data_shape))).shape[1:]
+        return jax.eval_shape(latents, jnp.zeros((1, *data_shape))).shape[1:]
 
     return Codec(encode, decode, shape)

@@ -1,5 +1,6 @@
 """The vocabulary that every layer shares: what a batch, a condition, a denoiser and a train state are."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,25 @@ Batch = dict[
 Params = Any  # a pytree of arrays
 
 
+class Residuals(struct.PyTreeNode):
+    """What a ControlNet adds to a U-Net: one array a skip, finest first, and one for the middle.
+
+    Each has the shape of what it is added to, or a size of 1 along the spatial axes.
+    """
+
+    skips: tuple  # of [b *space c]
+    mid: Any  # [b *space c]
+
+
+class Control(struct.PyTreeNode):
+    """What one ControlNet is shown, how strongly it steers and when; all of it may be traced."""
+
+    hint: Any  # [b *space k], at the resolution of the data; most are trained on [0, 1]
+    scale: Any = 1.0  # scalar or [b]
+    lo: Any = -math.inf  # scalar or [b]; it steers for lo <= t <= hi, where t is what the
+    hi: Any = math.inf  # network reads, after the target's `c_time`
+
+
 class Cond(struct.PyTreeNode):
     """What a network is conditioned on, by the way in which it enters the network.
 
@@ -22,6 +42,8 @@ class Cond(struct.PyTreeNode):
     tokens: Any = None  # [b n d] read by cross-attention: text, boxes
     mask: Any = None  # bool [b n], True where a token may be attended to
     spatial: Any = None  # [b *space c] concatenated to the input's channels
+    residuals: Any = None  # Residuals, added within a U-Net
+    controls: Any = ()  # a Control for each ControlNet, from which `controls` makes the residuals
 
 
 class Prediction(NamedTuple):

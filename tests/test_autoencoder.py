@@ -1,7 +1,5 @@
 """The KL autoencoder: sizes of the published models, shapes for any number of axes, the Gaussian, errors."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 
 from ldm_jax.models import autoencoder
 from tests.drawn import count, drawn
+from tests.jaxprs import remats
 
 NO, YES = False, True
 # name, arguments, downsampling factor, the exact number of parameters (CompVis/latent-diffusion)
@@ -116,8 +115,7 @@ def test_remat_marks_every_block():
 
     def marks(remat):
         model = autoencoder.KLAutoencoder(**kwargs, remat=remat)
-        jaxpr = str(jax.make_jaxpr(lambda v: model.apply(v, x, KEY)[0])(variables))
-        return len(re.findall(r"(?:remat2|checkpoint)\[", jaxpr))
+        return remats(lambda v: model.apply(v, x, KEY)[0], variables)
 
     # Residual blocks: 1 + 2 in the encoder, 2 + 2 in the decoder; attentions: 1 + 1, 2 + 1.
     assert (marks(False), marks(True)) == (0, 3 + 4 + 5)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from ldm_jax import conditioners
+from ldm_jax.models import clip
+from ldm_jax.nn import embeddings
 from ldm_jax.types import Cond
+from tests.drawn import drawn
 
 TOKENS = jnp.array([[2, 7, 8, 3, 0], [2, 9, 3, 0, 0], [2, 5, 6, 7, 3]])
 BATCH = {
@@ -13,6 +16,8 @@ BATCH = {
     "style": jnp.arange(12.0).reshape(3, 4),
     "map": jax.random.randint(jax.random.key(1), (3, 8, 4, 1), 0, 5),
     "low": jax.random.normal(jax.random.key(2), (3, 4, 2, 3)),
+    "tokens_2": TOKENS[::-1],
+    "sizes": jnp.array([[512, 512, 0, 8, 64, 64], [48, 96, 3, 0, 64, 32], [1, 2, 3, 4, 5, 6.0]]),
 }
 SECOND = jnp.array([False, True, False])
 
@@ -20,6 +25,20 @@ SECOND = jnp.array([False, True, False])
 def small_text(**kwargs):
     settings = dict(vocab=10, width=12, layers=1, length=5, heads=2, head_dim=4, null=(2, 3))
     return conditioners.Text(**settings | kwargs)
+
+
+def encoder(**kwargs):
+    settings = dict(vocab=10, width=12, layers=2, heads=2, hidden=16, length=5)
+    return clip.TextEncoder(**settings | kwargs)
+
+
+EMPTY = (2, 3, 0, 0, 0)
+OTHER = (2, 3, 3, 3, 3)
+
+
+def pair(**kwargs):
+    encoders = (encoder(), encoder(width=8, projection=6, activation="gelu"))
+    return conditioners.ClipPair(**dict(encoders=encoders, null=(EMPTY, OTHER)) | kwargs)
 
 
 def run(module, drop=None, batch=BATCH):
@@ -31,9 +50,16 @@ def apply(module, params, drop=None, batch=BATCH):
     return jax.jit(module.apply)(params, batch, drop)
 
 
+def apply_drawn(module, drop=None, batch=BATCH):
+    """Without compiling an initialiser."""
+    params = drawn(module, batch)
+    return apply(module, params, drop, batch), params
+
+
 EVERY = {
     "text": small_text(mask_padding=True),
     "pooled": small_text(mask_padding=True, pool=True),
+    "clip": conditioners.Clip(encoder(), EMPTY),
     "label": conditioners.Label(classes=4, width=6),
     "label_vector": conditioners.Label(classes=4, width=6, into="vector"),
     "vector": conditioners.Vector("style"),
@@ -175,6 +201,111 @@ def test_compute_dtype_leaves_parameters_float32():
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
+# ---- CLIP ----------------------------------------------------------------------------------------
+
+
+def encoded(module, params, ids, name, **kwargs):
+    return module.apply({"params": params["params"][name]}, ids, **kwargs)
+
+
+@pytest.mark.parametrize(("skip", "norm"), [(0, True), (1, True), (1, False)])
+def test_clip_gives_the_states_of_its_encoder(skip, norm):
+    module = conditioners.Clip(encoder(), EMPTY, skip=skip, norm=norm)
+    cond, params = apply_drawn(module, {"tokens": SECOND})
+    ids = TOKENS.at[1].set(jnp.array(EMPTY))
+    expected = encoded(encoder(), params, ids, "encoder", skip=skip, norm=norm).tokens
+    np.testing.assert_allclose(cond.tokens, expected, atol=1e-5)
+    assert cond.vector is cond.mask is cond.spatial is None
+
+
+def test_clip_encodes_every_chunk_by_itself():
+    module = conditioners.Clip(encoder(), EMPTY)
+    one, params = apply_drawn(module)
+    both = jnp.concatenate([TOKENS, TOKENS[::-1]], axis=1)
+    two = apply(module, params, {"tokens": SECOND}, {"tokens": both})
+    assert two.tokens.shape == (3, 10, 12)
+    keep = jnp.array([0, 2])
+    np.testing.assert_allclose(two.tokens[keep, :5], one.tokens[keep], atol=1e-5)
+    np.testing.assert_allclose(two.tokens[keep, 5:], one.tokens[::-1][keep], atol=1e-5)
+    null = apply(module, params, {"tokens": SECOND}).tokens[1]
+    np.testing.assert_allclose(two.tokens[1], jnp.concatenate([null, null]), atol=1e-5)
+
+
+def test_weights_of_tokens_are_those_of_the_batch_but_for_dropped_rows():
+    module = conditioners.Clip(encoder(), EMPTY)
+    both = {"tokens": jnp.concatenate([TOKENS, TOKENS[::-1]], axis=1)}
+    weights = jnp.ones((3, 10)).at[:, 2].set(1.5).at[0, 7].set(0.5)
+    plain, params = apply_drawn(module, {"tokens": SECOND}, both)
+    cond = apply(module, params, {"tokens": SECOND}, both | {"tokens_weights": weights})
+    np.testing.assert_allclose(cond.tokens[1], plain.tokens[1], atol=1e-6)
+    expected = [clip.weigh(plain.tokens[:, s], weights[:, s]) for s in (slice(5), slice(5, 10))]
+    keep = jnp.array([0, 2])
+    np.testing.assert_allclose(cond.tokens[keep], jnp.concatenate(expected, 1)[keep], atol=1e-5)
+    assert np.abs(cond.tokens[keep] - plain.tokens[keep]).max() > 0.01
+
+
+def test_a_pair_joins_states_and_appends_sizes_to_the_pooled_text():
+    module = pair()
+    assert module.fields == ("tokens", "tokens_2", "sizes")
+    cond, params = apply_drawn(module)
+    first = encoded(module.encoders[0], params, TOKENS, "encoders_0", skip=1, norm=False)
+    second = encoded(module.encoders[1], params, TOKENS[::-1], "encoders_1", skip=1, norm=False)
+    expected = jnp.concatenate([first.tokens, second.tokens], -1)
+    np.testing.assert_allclose(cond.tokens, expected, atol=1e-5)
+    assert cond.vector.shape == (3, 6 + 6 * 256)
+    np.testing.assert_allclose(cond.vector[:, :6], second.pooled, atol=1e-5)
+    waves = cond.vector[:, 6:].reshape(3, 6, 256)
+    for i in range(6):
+        wave = embeddings.sinusoid(BATCH["sizes"][:, i], 256)
+        np.testing.assert_allclose(waves[:, i], wave, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero_null", [False, True])
+def test_a_pair_drops_each_text_by_itself_and_keeps_the_sizes(zero_null):
+    module = pair(zero_null=zero_null)
+    kept, params = apply_drawn(module)
+    drop = {"tokens_2": SECOND, "sizes": SECOND}
+    cond = apply(module, params, drop)
+    np.testing.assert_allclose(cond.vector[:, 6:], kept.vector[:, 6:], atol=1e-6)
+    np.testing.assert_allclose(cond.tokens[..., :12], kept.tokens[..., :12], atol=1e-5)
+    np.testing.assert_allclose(cond.tokens[::2], kept.tokens[::2], atol=1e-5)
+    null = encoded(module.encoders[1], params, jnp.array([OTHER]), "encoders_1", skip=1, norm=False)
+    scale = 0 if zero_null else 1
+    np.testing.assert_allclose(cond.tokens[1, :, 12:], scale * null.tokens[0], atol=1e-5)
+    np.testing.assert_allclose(cond.vector[1, :6], scale * null.pooled[0], atol=1e-5)
+    assert np.abs(null.pooled).max() > 0.01
+    everything = apply(module, params, conditioners.drop_all(module.fields, 3))
+    np.testing.assert_allclose(everything.tokens[0], everything.tokens[2], atol=1e-6)
+    assert bool(jnp.all(everything.tokens == 0)) == zero_null
+
+
+def test_the_refiner_reads_the_second_text_and_a_score_that_guidance_lowers():
+    scores = BATCH["sizes"][:, :5]
+    module = conditioners.ClipPair(
+        (encoder(width=8, projection=6),), (OTHER,), null_sizes=(None, None, None, None, 2.5)
+    )
+    assert module.fields == ("tokens_2", "sizes")
+    batch = {"tokens_2": TOKENS, "sizes": scores}
+    cond, _ = apply_drawn(module, {"sizes": SECOND}, batch)
+    assert cond.tokens.shape == (3, 5, 8)
+    assert cond.vector.shape == (3, 6 + 5 * 256)
+    expected = scores.at[1, 4].set(2.5)
+    waves = embeddings.sinusoid(expected.reshape(-1), 256).reshape(3, -1)
+    np.testing.assert_allclose(cond.vector[:, 6:], waves, atol=1e-5)
+
+
+def test_a_pair_pools_the_first_chunk():
+    module = pair()
+    one, params = apply_drawn(module)
+    longer = BATCH | {
+        name: jnp.concatenate([BATCH[name], BATCH[name][::-1]], 1)
+        for name in ("tokens", "tokens_2")
+    }
+    two = apply(module, params, None, longer)
+    assert two.tokens.shape == (3, 10, 20)
+    np.testing.assert_allclose(two.vector, one.vector, atol=1e-5)
+
+
 # ---- drops ---------------------------------------------------------------------------------------
 
 
@@ -212,6 +343,12 @@ def test_bad_rates_are_refused(rates):
     [
         (small_text(field="caption"), r"Text reads the field 'caption', the batch has \['label'"),
         (small_text(null=(1,) * 6), "empty prompt has 6 tokens"),
+        (conditioners.Clip(encoder(), (2, 3)), r"rows of 5 ids, the empty prompt 2"),
+        (conditioners.Clip(encoder(), ()), "the empty prompt 0"),
+        (conditioners.Clip(encoder(length=4), EMPTY), "4 positions"),
+        (conditioners.Clip(encoder(), EMPTY, field="clip"), "Clip reads the field 'clip'"),
+        (pair(null=(EMPTY,)), "2 encoders, 1 empty prompts"),
+        (pair(null_sizes=(None, 2.5)), r"null_sizes=\(None, 2.5\) for 6 sizes"),
         (conditioners.Label(classes=4, width=6, into="spatial"), "choose 'tokens' or 'vector'"),
         (conditioners.Spatial("map"), "classes=None"),
         (conditioners.Spatial("low", classes=3), "float32"),
@@ -254,3 +391,13 @@ def test_embeddings_start_at_the_scale_that_is_asked_for(std):
     encoder = run(module, batch={"tokens": TOKENS})[1]["params"]["encoder"]
     for leaf in (encoder["token"]["embedding"], encoder["position"]):
         assert leaf.std() == pytest.approx(0.02 if std is None else std, rel=0.05)
+
+
+def test_weights_and_chunks_that_do_not_fit_are_told():
+    init = pair().init
+    short = BATCH | {"tokens_2_weights": jnp.ones((3, 4))}
+    with pytest.raises(ValueError, match=r"'tokens_2_weights' has the shape \(3, 4\)"):
+        jax.eval_shape(init, jax.random.key(0), short)
+    longer = BATCH | {"tokens": jnp.concatenate([TOKENS, TOKENS], axis=1)}
+    with pytest.raises(ValueError, match="same number of chunks"):
+        jax.eval_shape(init, jax.random.key(0), longer)

@@ -18,11 +18,12 @@ LAYERS = {
     "conditioners": 3,
     "codec": 2,
     "media": 2,
-    "weights": 2,
+    "weights": 3,
     "data": 2,
     "latent_diffusion": 4,
     "training": 5,
     "pipeline": 6,
+    "pretrained": 6,
     "build": 7,
     "cli": 7,
 }

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.nn import attention, conv, embeddings, norms
+from ldm_jax.nn import attention, conv, embeddings, norms, once
 from tests.drawn import drawn
 
 KEY = jax.random.key(0)
@@ -190,8 +190,8 @@ def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
 ):
     calls = []
 
-    def kernel(q, k, v, mask, implementation):
-        calls.append(None if mask is None else mask.shape)
+    def kernel(q, k, v, mask, is_causal, implementation):
+        calls.append((None if mask is None else mask.shape, is_causal))
         assert implementation == "cudnn"
         return q
 
@@ -199,8 +199,11 @@ def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     n, m = lengths
     q, k = jnp.zeros((2, n, 2, dim), dtype), jnp.zeros((2, m, 2, dim), dtype)
-    attention.attend(q, k, k, jnp.ones((2, m), bool) if masked else None)
-    assert calls == ([(2, 1, n, m) if masked else None] if expected else [])
+    mask = jnp.ones((2, m), bool) if masked else None
+    attention.attend(q, k, k, mask)
+    attention.attend(q, k, k, mask, causal=True)
+    given = (2, 1, n, m) if masked else None
+    assert calls == ([(given, False), (given, True)] if expected else [])
 
 
 def test_a_spatial_transformer_reads_only_unmasked_tokens():
@@ -270,3 +273,38 @@ def test_a_residual_block_without_its_branch_is_its_skip(scale_shift, resample, 
         conv.ResBlock(12, groups=4, resample=resample).init_with_output, KEY, x, emb
     )[0]
     assert wider.shape == (2, *shape, 12)
+
+
+def test_blocks_that_are_alike_are_traced_once_and_drawn_apart():
+    traced = []
+
+    class Block(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x, train):
+            traced.append(self.width)
+            return nn.Dropout(0.5, deterministic=not train)(nn.Dense(self.width, name="dense")(x))
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            outputs = []
+            for i, width in enumerate((4, 4, 4, 3)):
+                outputs.append(once.once(Block, False, (2,))(width, name=f"block_{i}")(x, train))
+            return outputs
+
+    network, x = Network(), jnp.ones((64, 5))
+    variables = network.init(jax.random.key(0), x, False)
+    assert traced == [4, 3]
+    kernels = [variables["params"][f"block_{i}"]["dense"]["kernel"] for i in range(3)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-2
+    assert np.abs(kernels[1] - kernels[2]).max() > 1e-2
+    outputs = network.apply(variables, x, True, rngs={"dropout": jax.random.key(1)})
+    kept = [np.asarray(y != 0) for y in outputs[:3]]
+    assert (kept[0] != kept[1]).any()  # each has its own mask
+    assert (kept[1] != kept[2]).any()
+    assert all(0.3 < k.mean() < 0.7 for k in kept)
+    plain = network.apply(variables, x, False)
+    for y, kernel in zip(plain, kernels, strict=False):
+        np.testing.assert_allclose(y, x @ kernel, rtol=1e-5)

@@ -12,7 +12,9 @@ from ldm_jax import tree
 from ldm_jax.models import autoencoder, unet
 from ldm_jax.training import sharding
 from ldm_jax.types import Cond
-from ldm_jax.weights import diffusers, files, table
+from ldm_jax.weights import autoencoder as their_autoencoder
+from ldm_jax.weights import configs, files, table
+from ldm_jax.weights import unet as their_unet
 from tests.drawn import like
 from tests.tiny import assert_equal
 
@@ -36,19 +38,19 @@ def autoencoder_shapes(**settings):
 SMALL = dict(width=8, mults=(1, 2), blocks=1, groups=4)
 FAMILIES = {
     "transformer": (
-        diffusers.unet(),
+        their_unet.table(),
         lambda: unet_shapes(vector=3, attention=(0, 2), heads=2, **SMALL),
     ),
     "plain": (
-        diffusers.unet(transformer=False),
+        their_unet.table(transformer=False),
         lambda: unet_shapes(0, attention=(1, 1), heads=2, transformer=False, **SMALL),
     ),
     "resampling blocks": (
-        diffusers.unet(),
+        their_unet.table(),
         lambda: unet_shapes(attention=(0, 1), heads=2, resample_blocks=True, **SMALL),
     ),
     "autoencoder": (
-        diffusers.autoencoder(),
+        their_autoencoder.table(),
         lambda: autoencoder_shapes(attention=(False, True), **SMALL),
     ),
 }
@@ -73,12 +75,12 @@ def test_out_and_in_again_is_the_identity(family, tmp_path):
 def test_names_and_numbers_of_the_tensors_of_stable_diffusion_1():
     # 686 and 248: the state dicts of diffusers' own models (tests/parity compares all names of small ones).
     shapes = unet_shapes(768, width=320, mults=(1, 2, 4, 4), attention=(1, 1, 1, 0), heads=8)
-    names = [table.their_name(diffusers.unet(), name) for name in tree.names(shapes)]
+    names = [table.their_name(their_unet.table(), name) for name in tree.names(shapes)]
     assert None not in names
     assert len(set(names)) == 686
     assert "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_k.weight" in names
     shapes = autoencoder_shapes(width=128, mults=(1, 2, 4, 4))
-    names = [table.their_name(diffusers.autoencoder(), name) for name in tree.names(shapes)]
+    names = [table.their_name(their_autoencoder.table(), name) for name in tree.names(shapes)]
     assert None not in names
     assert len(set(names)) == 248
     assert "encoder.mid_block.attentions.0.to_out.0.bias" in names
@@ -168,6 +170,14 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
             files.read(path)
 
 
+def test_arrays_are_written_whatever_their_order_in_memory(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    files.write(tmp_path / "a.safetensors", {"x": array.T, "y": np.float32(3)})
+    read = files.read(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(read["x"], array.T)
+    assert np.asarray(read["y"]).shape == ()
+
+
 def test_an_index_gathers_several_files(tmp_path):
     files.write(tmp_path / "1.safetensors", {"x": np.ones((2, 3), np.float16)})
     files.write(tmp_path / "2.safetensors", {"y": np.zeros(4, ml_dtypes.bfloat16)})
@@ -187,3 +197,69 @@ def test_an_index_gathers_several_files(tmp_path):
         index.write_text(broken)
         with pytest.raises(ValueError, match="no index of safetensors files"):
             files.read(index)
+
+
+def test_fused_and_turned_tensors():
+    # q, k and v in one tensor: one after the other (OpenCLIP), or within each head (CompVis' plain attention, there as
+    # a convolution over one axis); a projection that is stored the other way about; a leaf that is no layer's.
+    layout = table.Layout
+    heads, dim, width = 2, 3, 5
+    rows = (
+        *(table.Row(f"a/{x}", "a.qkv", layout(part=i, of=3)) for i, x in enumerate("qkv")),
+        *(
+            table.Row(f"b/{x}", "b.qkv", layout(ones=1, part=i, of=3, heads=heads))
+            for i, x in enumerate("qkv")
+        ),
+        table.Row("c/kernel", "c_projection", layout(keep=True)),
+        table.Row("position", "d.position_embedding"),
+    )
+    rng = np.random.default_rng(0)
+    theirs = {
+        "a.qkv.weight": rng.standard_normal((3 * heads * dim, width)),
+        "a.qkv.bias": rng.standard_normal(3 * heads * dim),
+        "b.qkv.weight": rng.standard_normal((3 * heads * dim, width, 1)),
+        "b.qkv.bias": rng.standard_normal(3 * heads * dim),
+        "c_projection": rng.standard_normal((width, 4)),
+        "d.position_embedding": rng.standard_normal((7, width)),
+    }
+    theirs = {name: tensor.astype(np.float32) for name, tensor in theirs.items()}
+
+    def dense(n, k):
+        return {"kernel": jnp.zeros((n, k)), "bias": jnp.zeros(k)}
+
+    shapes = {
+        "a": {x: dense(width, heads * dim) for x in "qkv"},
+        "b": {x: dense(width, heads * dim) for x in "qkv"},
+        "c": {"kernel": jnp.zeros((width, 4))},
+        "position": jnp.zeros((7, width)),
+    }
+    shapes = jax.eval_shape(lambda: shapes)
+    ours = table.load(rows, shapes, theirs)
+    k = np.split(theirs["a.qkv.weight"], 3)[1]
+    np.testing.assert_array_equal(ours["a"]["k"]["kernel"], k.T)
+    within = theirs["b.qkv.weight"][..., 0].reshape(heads, 3, dim, width)
+    np.testing.assert_array_equal(
+        ours["b"]["v"]["kernel"], within[:, 2].reshape(heads * dim, width).T
+    )
+    np.testing.assert_array_equal(
+        ours["b"]["q"]["bias"], theirs["b.qkv.bias"].reshape(heads, 3, dim)[:, 0].ravel()
+    )
+    np.testing.assert_array_equal(ours["c"]["kernel"], theirs["c_projection"])
+    np.testing.assert_array_equal(ours["position"], theirs["d.position_embedding"])
+    back = table.export(rows, ours)
+    assert back.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert back[name].tobytes() == tensor.tobytes(), name
+    with pytest.raises(table.Mismatch, match=r"'a.qkv.weight' \(18, 4\) instead of \(18, 5\)"):
+        table.load(rows, shapes, theirs | {"a.qkv.weight": np.zeros((18, 4))})
+
+
+def test_a_config_that_asks_for_more_than_we_have_is_told():
+    takes, only = {"width": 8, "heads": (1, 2)}, {"act": ("silu", "swish")}
+    given = {"_class_name": "X", "heads": [4, 4], "act": "silu", "size": 64, "new": None, "old": []}
+    read = configs.read(given, "net", takes, only, idle=("size",))
+    assert read == {"width": 8, "heads": (4, 4)}
+    with pytest.raises(
+        ValueError, match=r"'mish' \(we have 'silu' or 'swish'\), new = 3 \(unknown\)"
+    ):
+        configs.read(given | {"act": "mish", "new": 3}, "net", takes, only, idle=("size",))

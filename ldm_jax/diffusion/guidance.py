@@ -7,7 +7,9 @@ eps, so solvers do not notice, and it does not matter whether x0, eps or a veloc
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -42,6 +44,30 @@ def cfg(denoise: Denoiser, null: Cond, scale: ArrayLike, finish: Finish | None =
         # 1.
         out = Prediction(*(w * c + (1 - w) * u for c, u in zip(positive, negative, strict=True)))
         return finish(x_t, t, positive, out) if finish else out
+
+    return guided
+
+
+def edit(
+    denoise: Denoiser, shown: Cond, null: Cond, scale: ArrayLike, image_scale: ArrayLike
+) -> Denoiser:
+    """Guidance by a text and by an image (Brooks et al. 2023, InstructPix2Pix, eq. 3).
+
+        null + image_scale (shown - null) + scale (cond - shown)
+
+    where `shown` has the image alone and `null` nothing. One call on a tripled batch; scales as in `cfg`.
+    """
+
+    def guided(x_t, t, cond):
+        conds = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), cond, shown, null)
+        every = denoise(jnp.concatenate([x_t] * 3), jnp.concatenate([t] * 3), conds)
+
+        def combine(part):
+            text, image, nothing = jnp.split(part, 3)
+            w, w_image = (over(jnp.asarray(s, part.dtype), x_t) for s in (scale, image_scale))
+            return w * text + (w_image - w) * image + (1 - w_image) * nothing
+
+        return Prediction(*map(combine, every))
 
     return guided
 
@@ -86,7 +112,11 @@ def interval(guided: Denoiser, plain: Denoiser, lo: ArrayLike, hi: ArrayLike) ->
 
 
 def join(cond: Cond, null: Cond, batch: int) -> Cond:
-    """Both conditions one after the other, [2 b]; token lists of unequal length are padded."""
+    """Both conditions one after the other, [2 b]; token lists of unequal length are padded.
+
+    Residuals and controls that the null condition lacks are the condition's in both halves: guidance is then away from
+    the picture that the other fields' absence gives, with the same hints.
+    """
     fields = {}
     for name in ("vector", "tokens", "spatial"):
         first, second = getattr(cond, name), getattr(null, name)
@@ -106,7 +136,28 @@ def join(cond: Cond, null: Cond, batch: int) -> Cond:
     mask = None
     if "tokens" in fields:
         fields["tokens"], mask = _tokens(fields["tokens"], (cond.mask, null.mask), batch)
-    return Cond(**{name: jnp.concatenate(pair) for name, pair in fields.items()}, mask=mask)
+    return Cond(
+        **{name: jnp.concatenate(pair) for name, pair in fields.items()},
+        mask=mask,
+        **{name: _steering(name, cond, null, batch) for name in ("residuals", "controls")},
+    )
+
+
+def _steering(name: str, cond: Cond, null: Cond, batch: int) -> Any:
+    """Residuals or controls of both; their scalars and single rows become one a sample."""
+    first = getattr(cond, name)
+    second = getattr(null, name) or first
+    if jax.tree.structure(first) != jax.tree.structure(second):
+        raise ValueError(
+            f"the {name} of the condition and those of the null condition are not as many; "
+            "give the null condition as many, or none to use the condition's"
+        )
+
+    def rows(a):
+        a = jnp.asarray(a)
+        return jnp.broadcast_to(a, (batch, *a.shape[1:]))
+
+    return jax.tree.map(lambda a, b: jnp.concatenate([rows(a), rows(b)]), first, second)
 
 
 def _tokens(tokens, masks, batch):

@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
-from ldm_jax.nn import attention, conv, norms
+from ldm_jax.nn import attention, conv, norms, once
 
 EPS = 1e-6  # of every norm here; a U-Net's is 1e-5
 Factory = Callable[..., nn.Module]
@@ -126,11 +126,56 @@ class Half(nn.Module):
         return conv.Conv(self.out, dtype=self.dtype, name="conv_out")(h)
 
 
+def halves(of: Any, out: int) -> tuple[Half, Half]:
+    """Encoder and decoder by the settings of an autoencoder of this shape; `out` are the encoder's channels."""
+    widths = tuple(of.width * m for m in of.mults)
+    attends = tuple(of.attention) or (False,) * len(widths)
+    common = dict(groups=of.groups, eps=EPS, zero=False, dtype=of.dtype)
+    half = partial(
+        Half,
+        middle_attention=of.middle_attention,
+        res=partial(once.once(conv.ResBlock, of.remat, (3,)), dropout=of.dropout, **common),
+        attend=partial(once.once(attention.AttentionBlock, of.remat), **common),
+        groups=of.groups,
+        stride=of.stride,
+        dtype=of.dtype,
+    )
+    encoder = half(direction="down", widths=widths, blocks=of.blocks, attention=attends, out=out)
+    decoder = half(
+        direction="up",
+        widths=widths[::-1],
+        blocks=of.blocks + 1,
+        attention=attends[::-1],
+        out=of.channels,
+    )
+    return encoder, decoder
+
+
+def check_settings(of: Any) -> None:
+    """Raises: ValueError: `attention` with another length than `mults`, or `groups` that do not divide."""
+    norms.check_groups(of.groups, *(of.width * m for m in of.mults))
+    if of.attention and len(of.attention) != len(of.mults):
+        raise ValueError(
+            f"attention={tuple(of.attention)} has {len(of.attention)} values for "
+            f"{len(of.mults)} levels (mults={tuple(of.mults)}); give one a level, or ()"
+        )
+
+
+def check_data(of: Any, x: Array) -> None:
+    """Raises: ValueError: the spatial shape is not divisible by `factor`, or the channels do not fit."""
+    if x.shape[-1] != of.channels:
+        raise ValueError(
+            f"the autoencoder is built for channels={of.channels} and got data of shape {x.shape}"
+        )
+    conv.check_divisible(x.shape[1:-1], of.factor, "the autoencoder's factor")
+
+
 class KLAutoencoder(nn.Module):
     """`AutoencoderKL` of CompVis/latent-diffusion; the defaults are its f = 8 model.
 
     Raises:
-      ValueError: `attention` with another length than `mults`, or `groups` that do not divide.
+      ValueError: `attention` with another length than `mults`, `groups` that do not divide, or `embed` other than
+        `z_channels` without the matrices between them.
     """
 
     width: int = 128
@@ -146,14 +191,16 @@ class KLAutoencoder(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each block in the backward pass
+    use_quant_conv: bool = True  # the matrix between encoder and latents ...
+    use_post_quant_conv: bool = True  # ... and the one between latents and decoder
 
     def __post_init__(self):
         super().__post_init__()
-        norms.check_groups(self.groups, *(self.width * m for m in self.mults))
-        if self.attention and len(self.attention) != len(self.mults):
+        check_settings(self)
+        if not (self.use_quant_conv and self.use_post_quant_conv) and self.embed != self.z_channels:
             raise ValueError(
-                f"attention={tuple(self.attention)} has {len(self.attention)} values for "
-                f"{len(self.mults)} levels (mults={tuple(self.mults)}); give one a level, or ()"
+                f"embed={self.embed} and z_channels={self.z_channels} differ, so both matrices between them are "
+                "needed; set use_quant_conv and use_post_quant_conv to True, or make the numbers equal"
             )
 
     @property
@@ -162,37 +209,11 @@ class KLAutoencoder(nn.Module):
         return conv.total_stride(self.stride, len(self.mults))
 
     def setup(self):
-        wrapped = nn.remat if self.remat else lambda block, **_: block
-        widths = tuple(self.width * m for m in self.mults)
-        attends = tuple(self.attention) or (False,) * len(widths)
-        common = dict(groups=self.groups, eps=EPS, zero=False, dtype=self.dtype)
-        half = partial(
-            Half,
-            middle_attention=self.middle_attention,
-            res=partial(
-                wrapped(conv.ResBlock, static_argnums=(3,)), dropout=self.dropout, **common
-            ),
-            attend=partial(wrapped(attention.AttentionBlock), **common),
-            groups=self.groups,
-            stride=self.stride,
-            dtype=self.dtype,
-        )
-        self.encoder = half(
-            direction="down",
-            widths=widths,
-            blocks=self.blocks,
-            attention=attends,
-            out=2 * self.z_channels,
-        )
-        self.decoder = half(
-            direction="up",
-            widths=widths[::-1],
-            blocks=self.blocks + 1,
-            attention=attends[::-1],
-            out=self.channels,
-        )
-        self.quant_conv = conv.Conv(2 * self.embed, 1, dtype=self.dtype)
-        self.post_quant_conv = conv.Conv(self.z_channels, 1, dtype=self.dtype)
+        self.encoder, self.decoder = halves(self, 2 * self.z_channels)
+        if self.use_quant_conv:
+            self.quant_conv = conv.Conv(2 * self.embed, 1, dtype=self.dtype)
+        if self.use_post_quant_conv:
+            self.post_quant_conv = conv.Conv(self.z_channels, 1, dtype=self.dtype)
 
     def encode(self, x: Float[Array, "b *space c"], train: bool = False) -> Gaussian:
         """Data in [-1, 1] -> the Gaussian over its latents, in float32.
@@ -200,20 +221,26 @@ class KLAutoencoder(nn.Module):
         Raises:
           ValueError: the spatial shape is not divisible by `factor`, or the channels do not fit.
         """
-        if x.shape[-1] != self.channels:
-            raise ValueError(
-                f"the autoencoder is built for channels={self.channels} and got data of shape {x.shape}"
-            )
-        conv.check_divisible(x.shape[1:-1], self.factor, "the autoencoder's factor")
-        moments = self.quant_conv(self.encoder(x, train)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        check_data(self, x)
+        moments = self.encoder(x, train)
+        if self.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def latents(
+        self, x: Float[Array, "b *space c"], rng: Array, train: bool = False
+    ) -> Float[Array, "b *out k"]:
+        """What a diffusion model sees of the data: a sample of the posterior; raises as `encode`."""
+        return self.encode(x, train).sample(rng)
 
     def decode(
         self, z: Float[Array, "b *space c"], train: bool = False
     ) -> Float[Array, "b *out k"]:
         """Latents -> data in about [-1, 1], in float32."""
-        return self.decoder(self.post_quant_conv(z), train).astype(jnp.float32)
+        if self.use_post_quant_conv:
+            z = self.post_quant_conv(z)
+        return self.decoder(z, train).astype(jnp.float32)
 
     def __call__(
         self, x: Float[Array, "b *space c"], rng: Array, train: bool = False

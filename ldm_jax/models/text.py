@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ldm_jax.nn import attention, conv
+from ldm_jax.nn import attention, conv, once
 
 
 class Layer(nn.Module):
@@ -83,7 +83,7 @@ class TextTransformer(nn.Module):
         )
         position = self.param("position", normal, (self.length, self.width))
         x = embed(ids) + position[:n].astype(self.dtype)
-        layer = nn.remat(Layer) if self.remat else Layer
+        layer = once.once(Layer, self.remat)
         for i in range(self.layers):
             x = layer(self.heads, self.head_dim, self.dtype, name=f"layer_{i}")(x, mask)
         return nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ldm_jax.nn import attention, conv, embeddings, norms
-from ldm_jax.types import Cond
+from ldm_jax.nn import attention, conv, embeddings, norms, once
+from ldm_jax.types import Cond, Residuals
 
 Factory = Callable[..., nn.Module]
 
@@ -95,6 +95,10 @@ def positions(x: Float[Array, "b *space c"]) -> Float[Array, "b *space axes"]:
 class UNet(nn.Module):
     """`UNetModel` of CompVis/latent-diffusion; `heads` or `head_dim` says how attention is split.
 
+    A class, or a level of noise, is a one-hot `cond.vector` with vector_from="table", which then has `vector` rows.
+    The table is a part of the network, as in published files, so that they are read, trained and written as a whole;
+    and a one-hot vector is dropped (zeros), joined and checked like any other.
+
     Raises:
       ValueError: a sequence with another length than `mults`, both or none of `heads` and `head_dim`,
         heads or groups that do not divide the widths, or a depth that the kind of attention lacks.
@@ -118,17 +122,20 @@ class UNet(nn.Module):
     groups: int = 32
     stride: conv.PerAxis = 2  # between levels; (1, 2, 2) keeps the frames of a video
     vector: int = 0  # width of `cond.vector`; 0: the network reads none
+    vector_from: Literal["mlp", "table"] = "mlp"  # how it reaches the time embedding's width
     coordinates: bool = False  # the input also has its positions, [-1, 1] along each axis
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each block in the backward pass
+    only_cross: Sequence[bool] = ()  # for each level: its transformers read nothing but tokens
+    eps: float = 1e-5  # of the norms of residual blocks and of the output
 
     def __post_init__(self):
         super().__post_init__()
         levels, depths = len(self.mults), (*self.attention, self.middle)
-        for name in ("attention", "heads"):
+        for name in ("attention", "only_cross", "heads"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and len(value) not in (
-                (0, levels) if name == "attention" else (levels,)
+                (levels,) if name == "heads" else (0, levels)
             ):
                 raise ValueError(
                     f"{name}={tuple(value)} has {len(value)} values for {levels} levels "
@@ -140,6 +147,8 @@ class UNet(nn.Module):
                 f"plain attention has a depth of 0 or 1, and attention={tuple(self.attention)}, "
                 f"middle={self.middle} ask for more; set transformer=True"
             )
+        if any(self.only_cross) and not self.transformer:
+            raise ValueError("only_cross needs attention to tokens; set transformer=True")
         if any(depths) and (self.heads is None) == (self.head_dim is None):
             raise ValueError(
                 f"attention needs either heads or head_dim and got heads={self.heads}, "
@@ -162,22 +171,6 @@ class UNet(nn.Module):
             return channels // self.head_dim
         return self.heads if isinstance(self.heads, int) else self.heads[level]
 
-    def _attend(self, level: int, depth: int) -> Factory | None:
-        if not depth:
-            return None
-        common = dict(heads=self._heads(level), groups=self.groups, dtype=self.dtype)
-        if self.transformer:
-            return partial(
-                attention.SpatialTransformer,
-                depth=depth,
-                projection=self.projection,
-                dropout=self.dropout,
-                remat=self.remat,
-                **common,
-            )
-        block = nn.remat(attention.AttentionBlock) if self.remat else attention.AttentionBlock
-        return partial(block, **common)
-
     @nn.compact
     def __call__(
         self,
@@ -193,76 +186,150 @@ class UNet(nn.Module):
         Raises:
           ValueError: a spatial shape that the levels do not divide, or a condition that does not fit.
         """
-        levels = len(self.mults)
-        total = conv.total_stride(self.stride, levels)
-        conv.check_divisible(x.shape[1:-1], total, f"the stride of {levels} levels")
-        self._check(x, cond)
-        out_channels = self.out_channels or x.shape[-1]
-        if cond.spatial is not None:
-            x = jnp.concatenate([x, cond.spatial.astype(x.dtype)], axis=-1)
-
-        if self.coordinates:
-            x = jnp.concatenate([x, positions(x)], axis=-1)
-
-        emb = embeddings.sinusoid(t, self.width)
-        emb = embeddings.MLP(4 * self.width, self.dtype, name="time")(emb)
-        if self.vector:
-            emb = emb + embeddings.MLP(4 * self.width, self.dtype, name="vector")(cond.vector)
-        context = (cond.tokens, cond.mask, train) if self.transformer else ()
-
-        block = nn.remat(conv.ResBlock, static_argnums=(3,)) if self.remat else conv.ResBlock
-        res = partial(
-            block,
-            groups=self.groups,
-            scale_shift=self.scale_shift,
-            dropout=self.dropout,
-            dtype=self.dtype,
-        )
-
-        def level(direction, i, blocks, last, name):
-            return Level(
-                direction,
-                self.width * self.mults[i],
-                blocks,
-                res,
-                self._attend(i, self._depths()[i]),
-                None if last else "block" if self.resample_blocks else "conv",
-                self.stride,
-                self.dtype,
-                name=name,
+        check(self, x, cond)
+        if cond.controls:
+            raise ValueError(
+                "the condition has controls, which are for ControlNets; wrap the network with `controls.with_controls`"
             )
-
-        h = conv.Conv(self.width, dtype=self.dtype, name="conv_in")(x)
-        skips = (h,)
-        for i in range(levels):
-            down = level("down", i, self.blocks, i == levels - 1, f"down_{i}")
-            h, skips = down(h, skips, emb, context, train)
-        h = Middle(res, self._attend(levels - 1, self.middle), name="mid")(h, emb, context, train)
-        for i in range(levels):
-            at = levels - 1 - i
-            up = level("up", at, self.blocks + 1, at == 0, f"up_{i}")
-            h, skips = up(h, skips, emb, context, train)
-        h = nn.silu(norms.GroupNorm(self.groups, dtype=self.dtype, name="norm_out")(h))
+        out_channels = self.out_channels or x.shape[-1]
+        emb = embed(self, t, cond)
+        h = conv.Conv(self.width, dtype=self.dtype, name="conv_in")(joined(self, x, cond))
+        h, skips = contract(self, h, emb, cond, train)
+        if cond.residuals is not None:
+            h, skips = _add(cond.residuals, h, skips)
+        for i, at in enumerate(reversed(range(len(self.mults)))):
+            h, skips = _level(self, "up", at, f"up_{i}")(
+                h, skips, emb, _context(self, cond, train), train
+            )
+        h = nn.silu(norms.GroupNorm(self.groups, self.eps, self.dtype, name="norm_out")(h))
         out = conv.Conv(out_channels, zero=True, dtype=self.dtype, name="conv_out")
         return out(h).astype(jnp.float32)
 
-    def _check(self, x: Array, cond: Cond) -> None:
-        reads = self.transformer and any((*self._depths(), self.middle))
-        if cond.tokens is not None and not reads:
-            raise ValueError(
-                "the condition has tokens and this U-Net has no cross-attention; "
-                "set transformer=True and a depth in `attention` or `middle`"
-            )
-        if cond.mask is not None and cond.tokens is None:
-            raise ValueError("the condition has a mask and no tokens; give both or neither")
-        given = 0 if cond.vector is None else cond.vector.shape[-1]
-        if given != self.vector:
-            raise ValueError(
-                f"this U-Net reads a vector of width {self.vector} (0: none) and the condition's has "
-                f"width {given}; set vector={given} or change the conditioner"
-            )
-        if cond.spatial is not None and cond.spatial.shape[:-1] != x.shape[:-1]:
-            raise ValueError(
-                f"the spatial condition has shape {cond.spatial.shape} and x has {x.shape}; "
-                "all axes but the channels must agree"
-            )
+
+# What a U-Net shares with a ControlNet: functions that are called by the module whose layers they make. They take from
+# `unet` its settings alone.
+
+
+def check(unet: UNet, x: Array, cond: Cond) -> None:
+    """Raises: ValueError: a spatial shape that the levels do not divide, or a condition that does not fit."""
+    levels = len(unet.mults)
+    total = conv.total_stride(unet.stride, levels)
+    conv.check_divisible(x.shape[1:-1], total, f"the stride of {levels} levels")
+    reads = unet.transformer and any((*unet._depths(), unet.middle))
+    if cond.tokens is not None and not reads:
+        raise ValueError(
+            "the condition has tokens and this U-Net has no cross-attention; "
+            "set transformer=True and a depth in `attention` or `middle`"
+        )
+    if cond.tokens is None and any(unet.only_cross):
+        raise ValueError(
+            f"this U-Net reads nothing but tokens at some levels (only_cross={tuple(unet.only_cross)}) and the "
+            "condition has none; give tokens"
+        )
+    if cond.mask is not None and cond.tokens is None:
+        raise ValueError("the condition has a mask and no tokens; give both or neither")
+    given = 0 if cond.vector is None else cond.vector.shape[-1]
+    if given != unet.vector:
+        raise ValueError(
+            f"this U-Net reads a vector of width {unet.vector} (0: none) and the condition's has "
+            f"width {given}; set vector={given} or change the conditioner"
+        )
+    if cond.spatial is not None and cond.spatial.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"the spatial condition has shape {cond.spatial.shape} and x has {x.shape}; "
+            "all axes but the channels must agree"
+        )
+
+
+def joined(unet: UNet, x: Float[Array, "b *space c"], cond: Cond) -> Float[Array, "b *space k"]:
+    """What `conv_in` reads."""
+    if cond.spatial is not None:
+        x = jnp.concatenate([x, cond.spatial.astype(x.dtype)], axis=-1)
+    return jnp.concatenate([x, positions(x)], axis=-1) if unet.coordinates else x
+
+
+def embed(unet: UNet, t: Float[Array, " b"], cond: Cond) -> Float[Array, "b d"]:
+    """The embedding that every residual block reads: of time, and of the condition's vector."""
+    width = 4 * unet.width
+    emb = embeddings.MLP(width, unet.dtype, name="time")(embeddings.sinusoid(t, unet.width))
+    if unet.vector:
+        make = {"mlp": embeddings.MLP, "table": embeddings.Table}[unet.vector_from]
+        emb = emb + make(width, unet.dtype, name="vector")(cond.vector)
+    return emb
+
+
+def contract(
+    unet: UNet, h: Float[Array, "b *space c"], emb: Float[Array, "b d"], cond: Cond, train: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    """Down all levels and through the middle; the middle's output, and the skips on the way, finest first."""
+    context = _context(unet, cond, train)
+    skips = (h,)
+    for i in range(len(unet.mults)):
+        h, skips = _level(unet, "down", i, f"down_{i}")(h, skips, emb, context, train)
+    attend = _attend(unet, len(unet.mults) - 1, unet.middle)
+    return Middle(_res(unet), attend, name="mid")(h, emb, context, train), skips
+
+
+def _context(unet: UNet, cond: Cond, train: bool) -> tuple:
+    return (cond.tokens, cond.mask, train) if unet.transformer else ()
+
+
+def _level(unet: UNet, direction: Literal["down", "up"], at: int, name: str) -> Level:
+    last = at == (len(unet.mults) - 1 if direction == "down" else 0)
+    return Level(
+        direction,
+        unet.width * unet.mults[at],
+        unet.blocks + (direction == "up"),
+        _res(unet),
+        _attend(unet, at, unet._depths()[at], any(unet.only_cross) and unet.only_cross[at]),
+        None if last else "block" if unet.resample_blocks else "conv",
+        unet.stride,
+        unet.dtype,
+        name=name,
+    )
+
+
+def _res(unet: UNet) -> Factory:
+    return partial(
+        once.once(conv.ResBlock, unet.remat, (3,)),
+        groups=unet.groups,
+        eps=unet.eps,
+        scale_shift=unet.scale_shift,
+        dropout=unet.dropout,
+        dtype=unet.dtype,
+    )
+
+
+def _attend(unet: UNet, level: int, depth: int, only_cross: bool = False) -> Factory | None:
+    if not depth:
+        return None
+    common = dict(heads=unet._heads(level), groups=unet.groups, dtype=unet.dtype)
+    if unet.transformer:
+        return partial(
+            attention.SpatialTransformer,
+            depth=depth,
+            projection=unet.projection,
+            dropout=unet.dropout,
+            remat=unet.remat,
+            only_cross=only_cross,
+            **common,
+        )
+    block = once.once(attention.AttentionBlock, unet.remat)
+    return partial(block, eps=unet.eps, **common)
+
+
+def _add(residuals: Residuals, h: Array, skips: tuple[Array, ...]) -> tuple[Array, tuple]:
+    to, what = (*skips, h), (*residuals.skips, residuals.mid)
+    fit = len(to) == len(what) and all(
+        a.ndim == r.ndim
+        and all(m in (n, 1) for n, m in zip(a.shape[1:-1], r.shape[1:-1], strict=True))
+        and (a.shape[0], a.shape[-1]) == (r.shape[0], r.shape[-1])
+        for a, r in zip(to, what, strict=True)
+    )
+    if not fit:
+        raise ValueError(
+            f"the residuals have the shapes {[r.shape for r in what]} and the skips and the middle of this U-Net "
+            f"{[a.shape for a in to]}; use a ControlNet that was made for such a U-Net"
+        )
+    *skips, h = (a + r.astype(a.dtype) for a, r in zip(to, what, strict=True))
+    return h, tuple(skips)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from ldm_jax.nn import conv, norms
+from ldm_jax.nn import conv, norms, once
 
 LAYER_NORM_EPS = 1e-5  # torch's, where flax has 1e-6
 
@@ -24,8 +24,11 @@ def attend(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     mask: Bool[Array, "b m"] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b n h d"]:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1); only keys whose mask is True are attended to.
+
+    With `causal`, the i-th query attends to the first i keys only.
 
     The kernel follows the platform at trace time: cuDNN's on a GPU where it supports the case, else two products per
     head. A sample whose mask is all False attends to every key alike.
@@ -33,8 +36,10 @@ def attend(
     if jax.default_backend() == "gpu" and _cudnn_supports(q, k, mask):
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None, :], (q.shape[0], 1, q.shape[1], k.shape[1]))
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    return _attend_per_head(q, k, v, mask)
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation="cudnn"
+        )
+    return _attend_per_head(q, k, v, mask, causal)
 
 
 def _cudnn_supports(q: Array, k: Array, mask: Array | None) -> bool:
@@ -44,13 +49,18 @@ def _cudnn_supports(q: Array, k: Array, mask: Array | None) -> bool:
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and lengths
 
 
-def _attend_per_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+def _attend_per_head(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool = False
+) -> Array:
     # Heads go before positions: the products are then plain batches of matrices, which is faster on the CPU.
     q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))
     scale = q.shape[-1] ** -0.5
     logits = jnp.einsum("bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    if causal:
+        # Below what a masked key has, so that a query whose own keys are all masked stays among them.
+        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.swapaxes(jnp.einsum("bhnm,bhmd->bhnd", weights, v), 1, 2)
 
@@ -63,6 +73,7 @@ class Attention(nn.Module):
     bias: bool = False  # on q, k and v; `out` always has one
     zero: bool = False  # start with an output of zero
     dtype: Any = jnp.float32
+    causal: bool = False  # a position does not see those after it
 
     @nn.compact
     def __call__(
@@ -77,7 +88,8 @@ class Attention(nn.Module):
             y = conv.dense(self.heads * self.head_dim, name, self.dtype, bias=self.bias)(y)
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
-        y = attend(project("q", x), project("k", source), project("v", source), mask)
+        q, k, v = project("q", x), project("k", source), project("v", source)
+        y = attend(q, k, v, mask, self.causal)
         out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero)
         return out(y.reshape(*x.shape[:2], -1))
 
@@ -122,12 +134,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention over positions, attention to tokens, feed-forward; `BasicTransformerBlock` of CompVis."""
+    """Attention over positions, attention to tokens, feed-forward; `BasicTransformerBlock` of CompVis.
+
+    With `only_cross` the first attention reads the tokens too (diffusers' `only_cross_attention`).
+    """
 
     heads: int
     head_dim: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    only_cross: bool = False
 
     @nn.compact
     def __call__(
@@ -146,7 +162,8 @@ class TransformerBlock(nn.Module):
         def attention(name):
             return Attention(self.heads, self.head_dim, dtype=self.dtype, name=name)
 
-        x = x + drop(attention("self_attn")(norm("norm_self")(x)))
+        first = (tokens, mask) if self.only_cross else ()
+        x = x + drop(attention("self_attn")(norm("norm_self")(x), *first))
         x = x + drop(attention("cross_attn")(norm("norm_cross")(x), tokens, mask))
         return x + drop(FeedForward(self.dtype, name="ff")(norm("norm_ff")(x)))
 
@@ -165,6 +182,7 @@ class SpatialTransformer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each transformer block in the backward pass
+    only_cross: bool = False  # no attention between positions: both attentions read tokens
 
     @nn.compact
     def __call__(
@@ -185,8 +203,8 @@ class SpatialTransformer(nn.Module):
 
         h = project("proj_in", norms.GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x))
         h = h.reshape(x.shape[0], -1, channels)
-        block = nn.remat(TransformerBlock, static_argnums=(4,)) if self.remat else TransformerBlock
+        block = once.once(TransformerBlock, self.remat, (4,))
         for i in range(self.depth):
-            make = block(self.heads, head_dim, self.dropout, self.dtype, name=f"block_{i}")
-            h = make(h, tokens, mask, train)
+            settings = (self.heads, head_dim, self.dropout, self.dtype, self.only_cross)
+            h = block(*settings, name=f"block_{i}")(h, tokens, mask, train)
         return x + project("proj_out", h.reshape(x.shape), zero=True)

@@ -68,6 +68,7 @@ class Conv(nn.Module):
     padding: Sequence[Sequence[int]] | None = None  # (before, after) for each axis
     zero: bool = False  # start as the constant zero
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *out k"]:
@@ -75,8 +76,10 @@ class Conv(nn.Module):
         size, stride = per_axis(self.kernel, rank), per_axis(self.stride, rank)
         init = nn.initializers.zeros if self.zero else fan_in_uniform
         kernel = self.param("kernel", init, (*size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+        bias = 0.0
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if max(size) == max(stride) == 1 and self.padding is None:
             # A matrix product is faster than a convolution with a 1x1 kernel on the CPU.
             return x @ kernel.reshape(kernel.shape[-2:]) + bias

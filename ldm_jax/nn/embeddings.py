@@ -1,4 +1,4 @@
-"""How a scalar time and a vector enter a network: as sinusoids, and through a small multi-layer perceptron."""
+"""How a scalar time, a vector and a class enter a network: as sinusoids, through an MLP, as rows of a table."""
 
 import math
 from typing import Any
@@ -37,3 +37,17 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
         h = conv.dense(self.width, "in", self.dtype)(x)
         return conv.dense(self.width, "out", self.dtype)(nn.silu(h))
+
+
+class Table(nn.Module):
+    """Rows of a table, of which x is the mixture: a one-hot x picks a row, zeros give none."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b rows"]) -> Float[Array, "b k"]:
+        # Drawn like torch's embeddings.
+        init = nn.initializers.normal(1.0)
+        rows = self.param("embedding", init, (x.shape[-1], self.width))
+        return x.astype(self.dtype) @ rows.astype(self.dtype)

@@ -62,6 +62,20 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    # It writes the memory of an array as it lies there, whatever the order of the axes.
+    rows = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # transformers and diffusers ask for this format.
-    save_file(dict(tensors), part, metadata={"format": "pt"})
+    save_file(rows, part, metadata={"format": "pt"})
     part.replace(path)
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a `.safetensors` file says besides the tensors; empty where it says nothing.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file that is truncated or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a .safetensors file")
+    return dict(_open(Path(path)).metadata() or {})

@@ -4,12 +4,14 @@ A row pairs two names, ours with slashes and theirs with dots; `{x}` stands for 
 
     Row("down_{i}/res_{j}/conv1", "down_blocks.{i}.resnets.{j}.conv1")
 
-Leaves follow by themselves: `kernel`, `scale` and `embedding` are their `weight`, `bias` is `bias`. Their kernels are
-[out, in, *space], ours [*space, in, out]; all else lies alike. Read from right to left the same table exports. A table
-may have rows for modules that a network lacks.
+Leaves follow by themselves: `kernel`, `scale` and `embedding` are their `weight`, `bias` is `bias`. A row may also
+name a single leaf of ours, and then the whole name of their tensor: Row("position", "embeddings.position"). Their
+kernels are [out, in, *space], ours [*space, in, out]; all else lies alike, unless a row's `Layout` says otherwise. Read
+from right to left the same table exports. A table may have rows for modules that a network lacks.
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,11 +25,32 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 NAMED = 5  # of the tensors that do not fit, so many are named for each kind of trouble
 
 
+class Layout(NamedTuple):
+    """How a tensor of theirs differs from the leaf that it is."""
+
+    keep: bool = False  # a kernel has its axes in our order
+    ones: int = 0  # a kernel has so many more axes, of size 1: a matrix stored as a 1x1 convolution
+    part: int = 0  # the leaf is this part ...
+    of: int = 1  # ... of so many that lie one after the other along the first axis: q, k and v
+    heads: int = 1  # and they do so within each of so many heads
+
+
+PLAIN = Layout()
+
+
 class Row(NamedTuple):
-    """A module of ours and the same module of theirs."""
+    """A module (or a leaf) of ours and the same one of theirs."""
 
     ours: str
     theirs: str
+    layout: Layout = PLAIN
+
+
+class Place(NamedTuple):
+    """Where they keep a leaf of ours."""
+
+    name: str
+    layout: Layout
 
 
 Table = Sequence[Row]
@@ -39,68 +62,115 @@ class Mismatch(ValueError):
 
 def under(ours: str, theirs: str, rows: Table) -> tuple[Row, ...]:
     """The rows of a part, where it stands in the whole: "mid/res_{j}" before "conv1"."""
-    return tuple(Row(f"{ours}/{row.ours}", f"{theirs}.{row.theirs}") for row in rows)
+    return tuple(
+        row._replace(ours=f"{ours}/{row.ours}", theirs=f"{theirs}.{row.theirs}") for row in rows
+    )
 
 
-def their_name(table: Table, name: str) -> str | None:
-    """What they call our leaf, by the first row that matches; None without one."""
+@functools.cache
+def _pattern(ours: str) -> re.Pattern:
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(ours)))
+
+
+def find(table: Table, name: str) -> Place | None:
+    """Where they keep our leaf, by the first row that matches; None without one."""
     module, _, leaf = name.rpartition("/")
-    if leaf not in LEAVES:
-        return None
     for row in table:
-        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(row.ours))
-        if match := re.fullmatch(pattern, module):
-            return f"{row.theirs.format(**match.groupdict())}.{LEAVES[leaf]}"
+        if match := _pattern(row.ours).fullmatch(name):
+            return Place(row.theirs.format(**match.groupdict()), row.layout)
+        if leaf in LEAVES and (match := _pattern(row.ours).fullmatch(module)):
+            return Place(f"{row.theirs.format(**match.groupdict())}.{LEAVES[leaf]}", row.layout)
     return None
 
 
-def to_ours(name: str, tensor: np.ndarray) -> np.ndarray:
-    return np.moveaxis(tensor, (0, 1), (-1, -2)) if name.endswith("/kernel") else tensor
+def their_name(table: Table, name: str) -> str | None:
+    """What they call the tensor that holds our leaf."""
+    place = find(table, name)
+    return place and place.name
 
 
-def to_theirs(name: str, array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, (-1, -2), (0, 1)) if name.endswith("/kernel") else array
+def _turns(name: str, layout: Layout) -> bool:
+    return name.endswith("/kernel") and not layout.keep
 
 
-def their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[-1], shape[-2], *shape[:-2]) if name.endswith("/kernel") else shape
+def _ones(name: str, layout: Layout) -> tuple[int, ...]:
+    return (1,) * layout.ones if name.endswith("/kernel") else ()
 
 
-def load(table: Table, shapes: Any, tensors: Mapping[str, Any]) -> Any:
+def to_ours(name: str, tensor: np.ndarray, layout: Layout = PLAIN) -> np.ndarray:
+    if layout.of > 1:
+        parts = tensor.reshape(layout.heads, layout.of, -1, *tensor.shape[1:])
+        tensor = parts[:, layout.part].reshape(-1, *tensor.shape[1:])
+    tensor = tensor.reshape(tensor.shape[: tensor.ndim - len(_ones(name, layout))])
+    return np.moveaxis(tensor, (0, 1), (-1, -2)) if _turns(name, layout) else tensor
+
+
+def to_theirs(name: str, array: np.ndarray, layout: Layout = PLAIN) -> np.ndarray:
+    """Their tensor, or the part of it that the leaf is."""
+    tensor = np.moveaxis(array, (-1, -2), (0, 1)) if _turns(name, layout) else array
+    return tensor.reshape(*tensor.shape, *_ones(name, layout))
+
+
+def their_shape(name: str, shape: tuple[int, ...], layout: Layout = PLAIN) -> tuple[int, ...]:
+    """Of the whole tensor."""
+    if _turns(name, layout):
+        shape = (shape[-1], shape[-2], *shape[:-2])
+    return (shape[0] * layout.of, *shape[1:], *_ones(name, layout))
+
+
+def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()) -> Any:
     """Their tensors as our parameters, in the types of `shapes` and, where these have one, with their shardings.
 
     `tensors` are arrays, or know their `shape` and become arrays when they are read (see `files`): all of them are
-    checked before the first is read, and one is read at a time.
+    checked before the first is read, and one is read at a time. Tensors of theirs that have no leaf are an error, but
+    for those whose whole name one of the regexes in `ignore` matches; such a regex may be idle.
 
     Raises:
       Mismatch: a leaf without a row, tensors that are missing, of another shape or not used; all that was found.
     """
-    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
-    theirs = {name: their_name(table, name) for name in named}
-    _check(named, theirs, tensors)
+    places = check(table, shapes, tensors, ignore)
 
     def read(name, leaf):
-        array = to_ours(name, np.asarray(tensors[theirs[name]])).astype(leaf.dtype)
+        theirs, layout = places[name]
+        array = to_ours(name, np.asarray(tensors[theirs]), layout).astype(leaf.dtype)
         return jax.device_put(array, leaf.sharding)
 
     return tree.map_named(read, shapes)
 
 
-def _check(named: dict[str, Any], theirs: dict[str, str | None], tensors: Mapping[str, Any]):
-    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf."""
-    wanted = {t: their_shape(name, named[name].shape) for name, t in theirs.items() if t}
-    unused = sorted(tensors.keys() - wanted.keys())
+def check(
+    table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> dict[str, Place]:
+    """Where they keep each leaf; nothing is read.
+
+    Raises:
+      Mismatch: see `load`.
+    """
+    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
+    places = {name: find(table, name) for name in named}
+    wanted = {
+        place.name: their_shape(name, named[name].shape, place.layout)
+        for name, place in places.items()
+        if place
+    }
+    unused = sorted(
+        name
+        for name in tensors.keys() - wanted.keys()
+        if not any(re.fullmatch(pattern, name) for pattern in ignore)
+    )
 
     def nearest(name):
         near = difflib.get_close_matches(name, unused, 1)
         return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)
 
-    shapes = [(t, tuple(tensors[t].shape), shape) for t, shape in wanted.items() if t in tensors]
+    pairs = [(t, tuple(tensors[t].shape), shape) for t, shape in wanted.items() if t in tensors]
     found = {
-        "of our leaves have no row in the table": [repr(n) for n, t in theirs.items() if not t],
+        "of our leaves have no row in the table": [
+            repr(n) for n, place in places.items() if not place
+        ],
         "tensors are missing": [nearest(t) for t in sorted(wanted.keys() - tensors.keys())],
         "tensors have another shape": [
-            f"{t!r} {has} instead of {wants}" for t, has, wants in shapes if has != wants
+            f"{t!r} {has} instead of {wants}" for t, has, wants in pairs if has != wants
         ],
         "tensors are not used": [repr(t) for t in unused],
     }
@@ -114,6 +184,7 @@ def _check(named: dict[str, Any], theirs: dict[str, str | None], tensors: Mappin
             f"the weights are not those of this network; {'; '.join(troubles)}. Load them into the network that their "
             "own config describes"
         )
+    return places
 
 
 def export(table: Table, params: Any) -> dict[str, np.ndarray]:
@@ -122,10 +193,21 @@ def export(table: Table, params: Any) -> dict[str, np.ndarray]:
     Raises:
       Mismatch: a leaf without a row.
     """
-    tensors = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    heads = {}
     for name, leaf in zip(tree.names(params), jax.tree.leaves(params), strict=True):
-        theirs = their_name(table, name)
-        if theirs is None:
+        place = find(table, name)
+        if place is None:
             raise Mismatch(f"the table has no row for our leaf {name!r}; add one")
-        tensors[theirs] = np.ascontiguousarray(to_theirs(name, np.asarray(leaf)))
-    return tensors
+        part = to_theirs(name, np.asarray(leaf), place.layout)
+        parts.setdefault(place.name, {})[place.layout.part] = part
+        heads[place.name] = place.layout.heads
+    return {name: _joined(found, heads[name]) for name, found in parts.items()}
+
+
+def _joined(parts: dict[int, np.ndarray], heads: int) -> np.ndarray:
+    """The parts one after the other along the first axis, within each head."""
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0])
+    split = [parts[i].reshape(heads, -1, *parts[i].shape[1:]) for i in range(len(parts))]
+    return np.concatenate(split, axis=1).reshape(-1, *parts[0].shape[1:])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models import autoencoder
-from ldm_jax.weights import diffusers as tables
+from ldm_jax.weights import autoencoder as their
 from tests.parity import weights
 
 torch = pytest.importorskip("torch")
@@ -35,7 +35,7 @@ def test_latents_and_reconstruction_equal_those_of_diffusers(attends):
     x = np.random.default_rng(0).standard_normal((2, 8, 12, 3)).astype(np.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(ours.init, key, jnp.asarray(x), key)["params"]
-    params = {"params": weights.copied(theirs, shapes, tables.autoencoder())}
+    params = {"params": weights.copied(theirs, shapes, their.table())}
 
     @jax.jit
     def run(params, x):

@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax.models import unet
 from ldm_jax.types import Cond
-from ldm_jax.weights import diffusers as tables
+from ldm_jax.weights import unet as their
 from tests.parity import weights
 
 torch = pytest.importorskip("torch")
@@ -69,7 +69,7 @@ def test_cross_attention_vector_and_spatial_condition(projection, masked):
     )
     mask = np.arange(7)[None] < np.array([[3], [7]]) if masked else None
     cond = Cond(*(None if y is None else jnp.asarray(y) for y in (vector, tokens, mask, spatial)))
-    y = ours_on(network, theirs, tables.unet(), x, cond)
+    y = ours_on(network, theirs, their.table(), x, cond)
     with torch.no_grad():
         reference = theirs(
             channels_first(np.concatenate([x, spatial], axis=-1)),
@@ -111,7 +111,7 @@ def test_plain_attention_with_scale_shift_and_resampling_inside_blocks(inside):
         groups=8,
     )
     x = random(2, 8, 12, 3)
-    y = ours_on(network, theirs, tables.unet(transformer=False), x, Cond())
+    y = ours_on(network, theirs, their.table(transformer=False), x, Cond())
     with torch.no_grad():
         reference = theirs(channels_first(x), torch.from_numpy(T)).sample
     assert weights.relative_error(y, reference) < 1e-4

@@ -7,8 +7,9 @@ import pytest
 
 from ldm_jax.models import autoencoder, unet
 from ldm_jax.types import Cond
-from ldm_jax.weights import diffusers as tables
+from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import files, table
+from ldm_jax.weights import unet as their_unet
 from tests.parity import weights
 
 torch = pytest.importorskip("torch")
@@ -32,7 +33,7 @@ def unets():
     ours = unet.UNet(width=16, mults=(1, 2), blocks=1, attention=(1, 0), heads=2, groups=8)
     cond = Cond(tokens=jnp.zeros((1, 5, 10)))
     shapes = jax.eval_shape(ours.init, KEY, X, jnp.zeros(1), cond)["params"]
-    return theirs, shapes, tables.unet()
+    return theirs, shapes, their_unet.table()
 
 
 def autoencoders():
@@ -44,7 +45,7 @@ def autoencoders():
     )
     ours = autoencoder.KLAutoencoder(width=16, mults=(1, 2), blocks=1, groups=8)
     x = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    return theirs, jax.eval_shape(ours.init, KEY, x, KEY)["params"], tables.autoencoder()
+    return theirs, jax.eval_shape(ours.init, KEY, x, KEY)["params"], their_autoencoder.table()
 
 
 @pytest.mark.parametrize("family", [unets, autoencoders])

@@ -1,9 +1,13 @@
-"""The U-Net and the autoencoder under the names that diffusers gives to the same modules.
+"""What U-Nets and autoencoders are made of, under the names that diffusers gives to the same modules.
 
-`UNet2DConditionModel`, `UNet2DModel` and `AutoencoderKL`: their blocks are ours one to one, numbered alike.
+Their blocks are ours one to one, numbered alike.
 """
 
-from ldm_jax.weights.table import Row, Table, under
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.weights.table import Layout, Row, Table, under
 
 RES = (
     Row("norm1", "norm1"),
@@ -40,7 +44,7 @@ TRANSFORMER = (
 )
 
 
-def _levels(attend: Table) -> tuple[Row, ...]:
+def levels(attend: Table) -> tuple[Row, ...]:
     """What a U-Net and both halves of an autoencoder have in common."""
     return (
         Row("conv_in", "conv_in"),
@@ -61,22 +65,28 @@ def _levels(attend: Table) -> tuple[Row, ...]:
     )
 
 
-def unet(transformer: bool = True) -> tuple[Row, ...]:
-    """`models.unet.UNet`; with spatial transformers, or with plain attention (`UNet2DModel`)."""
-    return (
-        Row("time/in", "time_embedding.linear_1"),
-        Row("time/out", "time_embedding.linear_2"),
-        Row("vector/in", "class_embedding.linear_1"),
-        Row("vector/out", "class_embedding.linear_2"),
-        *_levels(TRANSFORMER if transformer else ATTENTION),
-    )
+# The first versions of diffusers gave the projections these names, and the files that they wrote keep them.
+EARLIER = (
+    Row("norm", "group_norm"),
+    Row("attn/q", "query"),
+    Row("attn/k", "key"),
+    Row("attn/v", "value"),
+    Row("attn/out", "proj_attn"),
+)
 
 
-def autoencoder() -> tuple[Row, ...]:
-    """`models.autoencoder.KLAutoencoder`."""
-    return (
-        *under("encoder", "encoder", _levels(ATTENTION)),
-        *under("decoder", "decoder", _levels(ATTENTION)),
-        Row("quant_conv", "quant_conv"),
-        Row("post_quant_conv", "post_quant_conv"),
+def attention(tensors: Mapping[str, Any] = {}) -> Table:
+    """`ATTENTION` as a file with these tensors has it, or as diffusers writes it now.
+
+    Their names tell whether the projections have earlier names, their shapes whether they are stored as matrices or, as
+    CompVis does, as 1x1 convolutions.
+    """
+    earlier = any(name.endswith(".proj_attn.weight") for name in tensors)
+    rows = EARLIER if earlier else ATTENTION
+    query = r"attentions\.\d+\.(query|to_q)\.weight$"
+    ranks = {len(tensor.shape) for name, tensor in tensors.items() if re.search(query, name)}
+    ones = max(ranks, default=2) - 2
+    return tuple(
+        row._replace(layout=Layout(ones=ones)) if row.ours.startswith("attn/") else row
+        for row in rows
     )

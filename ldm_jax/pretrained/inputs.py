@@ -1,0 +1,200 @@
+"""From what a user gives, prompts, images, sizes and seeds, to what the compiled functions take.
+
+`pipe` is a `Pretrained` everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Float, Shaped
+
+from ldm_jax.diffusion import process, samplers
+from ldm_jax.pretrained import sampling
+from ldm_jax.training import sharding
+from ldm_jax.types import Control
+from ldm_jax.weights import scheduler, unet
+
+Prompts = str | Sequence[str]
+
+
+class Hint(NamedTuple):
+    """What a ControlNet is shown, for the steps from `start` to `end` (fractions of all steps)."""
+
+    images: Float[np.ndarray, "b h w k"]  # mostly [0, 1]
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def several(texts: Prompts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def same_number(texts: Sequence[str], others: Any, what: str) -> None:
+    """Raises: ValueError: not as many of both."""
+    if len(texts) != len(others):
+        raise ValueError(f"{len(texts)} prompts and {len(others)} {what}; give as many of both")
+
+
+def ids(pipe: Any, texts: Sequence[str]) -> dict[str, Shaped[np.ndarray, "b n"]]:
+    """The rows of each tokenizer ("tokens", "tokens_2"), and weights if asked for; what does not fit is told.
+
+    Raises:
+      ValueError: the model reads no text.
+    """
+    if not pipe.tokenizers:
+        raise ValueError("this model reads no text")
+    rows = {}
+    for name, tokenizer in pipe.tokenizers.items():
+        for text in texts if pipe.chunks else ():
+            if left := tokenizer.cut(text, pipe.chunks, pipe.weighted):
+                logging.warning("the prompt is too long for the %s, which cuts %r", name, left)
+        field = name.replace("tokenizer", "tokens")
+        if pipe.weighted:
+            rows[field], rows[f"{field}_weights"] = tokenizer.weighted(texts, pipe.chunks)
+        else:
+            rows[field] = tokenizer(texts, pipe.chunks)
+    return rows
+
+
+def batch(
+    pipe: Any,
+    texts: Sequence[str],
+    size: tuple[int, int] | None = None,
+    original_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
+    target_size: tuple[int, int] | None = None,
+    aesthetic_score: float = 6.0,
+) -> dict[str, Any]:
+    """The fields that the conditioner reads; `size` is that of the images, (height, width)."""
+    found: dict[str, Any] = ids(pipe, texts)
+    if "sizes" in pipe.model.fields:
+        size = image_size(pipe, None, None) if size is None else size
+        scored = pipe.index.get("requires_aesthetics_score")
+        last = (aesthetic_score,) if scored else target_size or size
+        row = np.array([*(original_size or size), *crop, *last], np.float32)
+        found["sizes"] = np.tile(row, (len(texts), 1))
+    return {k: v for k, v in found.items() if k.removesuffix("_weights") in pipe.model.fields}
+
+
+def conditions(
+    pipe: Any,
+    texts: Sequence[str],
+    negative: Prompts | None,
+    size: tuple[int, int],
+    sizes: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The batch of the prompts and that of the negative ones (None: the model's own null condition)."""
+    if negative is None:
+        return batch(pipe, texts, size=size, **sizes), None
+    negative = several(negative)
+    negative = negative * len(texts) if len(negative) == 1 else negative
+    same_number(texts, negative, "negative prompts")
+    # Together, so that both have as many chunks.
+    both = batch(pipe, [*texts, *negative], size=size, **sizes)
+    n = len(texts)
+    return {k: v[:n] for k, v in both.items()}, {k: v[n:] for k, v in both.items()}
+
+
+def points(pipe: Any, steps: int) -> process.Point:
+    """The grid of the model's scheduler."""
+    config = pipe.schedulers["scheduler"]
+    to_zero = bool(config.get("set_alpha_to_one", True))
+    return samplers.grid(pipe.model.path, steps, scheduler.read(config).spacing, to_zero)
+
+
+def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """The size asked for, else the one that the model was trained on."""
+    default = pipe.components["unet"].config.get("sample_size", 64)
+    default = default if isinstance(default, int) else default[0]
+    return height or default * pipe.factor, width or default * pipe.factor
+
+
+def noise(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> Array:
+    """Standard normal noise [n, h/f, w/f, c] for images of this size: given, or that of the seeds.
+
+    Raises:
+      ValueError: a size that the factor does not divide, or latents of another shape.
+    """
+    if any(side % pipe.factor for side in size):
+        raise ValueError(
+            f"images of {tuple(size)} cannot be made: the autoencoder's factor {pipe.factor} must divide both"
+        )
+    shape = (n, *(side // pipe.factor for side in size), pipe.latent_channels)
+    if latents is None:
+        return samplers.noise(sampling.keys(seed, n), shape)
+    if latents.shape != shape:
+        raise ValueError(f"latents of shape {latents.shape} were given; {shape} is needed")
+    return jnp.asarray(latents)
+
+
+def start(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> Array:
+    """`noise` at the noisy end of the path."""
+    t = jnp.float32(pipe.model.path.t_max)
+    scale = jnp.hypot(pipe.model.path.alpha(t), pipe.model.path.sigma(t))
+    return scale * noise(pipe, latents, n, seed, size)
+
+
+def controls(
+    pipe: Any, hints: Sequence[Hint], n: int, size: tuple[int, int], at: process.Point
+) -> dict[str, Any]:
+    """The condition's field `controls` for ControlNets, which steer at the steps whose fraction lies in their interval.
+
+    Raises:
+      ValueError: another number of hints than of ControlNets, or hints of another size than the images.
+    """
+    if len(hints) != len(pipe.controlnets):
+        raise ValueError(
+            f"{len(hints)} hints for {len(pipe.controlnets)} ControlNets; give one for each "
+            "(from_pretrained(..., controlnets=[...]) loads them)"
+        )
+    steps = len(at.t) - 1
+    clock = np.asarray(at.t[:-1]) * (pipe.model.path.steps - 1)
+    found = []
+    for hint in hints:
+        if hint.images.shape[:3] != (n, *size):
+            raise ValueError(
+                f"a hint of shape {hint.images.shape} does not fit {n} images of {tuple(size)}; give [b, h, w, k]"
+            )
+        asked = [i for i in range(steps) if i / steps >= hint.start and (i + 1) / steps <= hint.end]
+        lo, hi = (clock[asked[-1]], clock[asked[0]]) if asked else (np.inf, -np.inf)
+        found.append(Control(hint.images, *map(jnp.float32, (hint.scale, lo - 0.5, hi + 0.5))))
+    return {"controls": tuple(found)} if found else {}
+
+
+def only(pipe: Any, verb: str, spatial: int) -> None:
+    """Raises: ValueError: the network reads another number of channels beside the latents than the verb gives."""
+    reads = unet.channels(pipe.components["unet"].config).spatial
+    if reads != spatial:
+        fits = {0: "text_to_image or image_to_image", 1: "depth_to_image", 3: "upscale"}
+        fits |= {pipe.latent_channels: "instruct", pipe.latent_channels + 1: "inpaint"}
+        raise ValueError(
+            f"this model reads {reads} channels beside the latents and {verb} gives {spatial}; "
+            f"it is a model for {fits.get(reads, 'none of the verbs')}"
+        )
+
+
+def check_images(pipe: Any, images: Any) -> None:
+    """Raises: ValueError: images that cannot be encoded."""
+    fits = images.ndim == 4 and images.shape[-1] == 3
+    if not fits or any(n % pipe.factor for n in images.shape[1:3]):
+        raise ValueError(
+            f"images of shape {images.shape} cannot be encoded; give [b, h, w, 3] with a height and width that the "
+            f"autoencoder's factor {pipe.factor} divides"
+        )
+
+
+def place(pipe: Any, arrays: Any) -> Any:
+    """Spread over the mesh where the batch divides, else copied to all of it."""
+    ways = pipe.mesh.shape["data"] * pipe.mesh.shape["fsdp"]
+
+    def put(x):
+        even = np.ndim(x) and np.shape(x)[0] % ways == 0
+        layout = sharding.batch_layout if even else sharding.replicated
+        return jax.device_put(x, layout(pipe.mesh))
+
+    return jax.tree.map(put, arrays)

@@ -1,0 +1,175 @@
+"""From files to a pipeline."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ldm_jax import codec, conditioners, tree
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.pretrained import components, sources
+from ldm_jax.pretrained.pipeline import Pretrained
+from ldm_jax.training import sharding
+from ldm_jax.types import Params
+from ldm_jax.weights import autoencoder, folder, prompts, scheduler, table
+
+DTYPES = ("float32", "bfloat16", "float16")
+REPLICATE = ((".*", "replicate"),)
+AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    dtype: Any = "float32",
+    variant: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    tokenizers: Sequence[str | Path] = (),
+    controlnets: Sequence[str | Path] = (),
+    mesh: Mesh | None = None,
+    rules: Sequence[tuple[str, Any]] = REPLICATE,
+    revision: str | None = None,
+) -> Pretrained:
+    """A Stable-Diffusion-class model, ready for use.
+
+    Args:
+      path: a folder that diffusers wrote; a single file in the original layout (`.safetensors`, or `.ckpt`, whose
+        pickle may make tensors and nothing else); or, with `huggingface_hub` installed, the name of a repository,
+        "owner/name", whose JSON, text and safetensors files of one `revision` are fetched.
+      dtype: of parameters and computation: "float32", "bfloat16" or "float16".
+      variant: of the files' names in a folder, such as "fp16".
+      config: for a single file, what its shapes do not tell: a folder of diffusers (also for the tokenizers), the
+        original YAML file, or {component: settings in diffusers' words}.
+      tokenizers: for a single file, the folders of its tokenizers.
+      controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
+      mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
+
+    Raises:
+      FileNotFoundError, ValueError: one sentence that says what is missing or does not fit; nothing is half-loaded.
+    """
+    if jnp.dtype(dtype).name not in DTYPES:
+        raise ValueError(f"dtype={jnp.dtype(dtype).name} is not among {DTYPES}")
+    dtype = jnp.dtype(dtype)
+    source = sources.open_any(path, variant, config, tokenizers, revision)
+    made = {
+        name: components.make(kind, settings, dtype)
+        for name, (kind, settings) in source.networks.items()
+    }
+    nets = tuple(
+        components.make(
+            "ControlNetModel", folder.read_json(Path(net) / "config.json", "a ControlNet"), dtype
+        )
+        for net in controlnets
+    )
+    model = assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
+    stored = [source.tensors(name, component) for name, component in made.items()]
+    for net, folder_ in zip(nets, controlnets, strict=True):
+        tensors = folder.weights(Path(folder_), net.stem, variant)
+        stored.append(sources.Tensors(tensors, net.rows(tensors), net.ignore))
+    every = [*made.values(), *nets]
+    for component, given in zip(every, stored, strict=True):
+        table.check(given.rows, component.shapes, given.tensors, given.ignore)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    loaded = [_load(*pair, dtype, mesh, rules) for pair in zip(every, stored, strict=True)]
+    params = dict(zip(made, loaded, strict=False))
+    pipe = bundle(model, params, made, source, mesh)
+    if not nets:
+        return pipe
+    steering = {"controls": tuple(loaded[len(made) :])}
+    return dataclasses.replace(pipe, params=pipe.params | steering, controlnets=nets)
+
+
+def _load(
+    component: components.Component,
+    given: sources.Tensors,
+    dtype: Any,
+    mesh: Mesh,
+    rules: Sequence[tuple[str, Any]],
+) -> Params:
+    """The parameters of a component, born where the rules want them."""
+    names = tree.names(component.shapes)
+    # The rules of one network need not match another's leaves.
+    fitting = [(p, v) for p, v in rules if any(re.fullmatch(p, name) for name in names)]
+    shapes = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+        component.shapes,
+        sharding.layouts(mesh, fitting, component.shapes),
+    )
+    return table.load(given.rows, shapes, given.tensors, ignore=given.ignore)
+
+
+def assemble(
+    made: Mapping[str, components.Component],
+    tokenizers: Mapping[str, prompts.Tokenizer],
+    index: Mapping[str, Any],
+    noise: Mapping[str, Any],
+) -> LatentDiffusion:
+    """The model of these networks; `noise` is a scheduler's config.
+
+    Raises:
+      ValueError: text encoders and tokenizers that do not belong together, or a scheduler that we do not know.
+    """
+    path, target = scheduler.path_and_target(noise)
+    return LatentDiffusion(
+        network=made["unet"].module,
+        conditioner=_conditioner(made, tokenizers, index),
+        codec=codec.autoencoder(made["vae"].module),
+        path=path,
+        target=target,
+    )
+
+
+def _conditioner(made, tokenizers, index) -> Any:
+    texts = [name for name in sources.TEXTS if name in made]
+    pairs = [(name, name.replace("text_encoder", "tokenizer")) for name in texts]
+    lacking = [tokenizer for _, tokenizer in pairs if tokenizer not in tokenizers]
+    if lacking:
+        raise ValueError(f"the model has {texts} and lacks {lacking}; add the tokenizers' folders")
+    if not texts:
+        return None
+    encoders = tuple(made[name].module for name, _ in pairs)
+    null = tuple(tuple(map(int, tokenizers[name]([""])[0])) for _, name in pairs)
+    network = made["unet"].module
+    if (texts == ["text_encoder"] and not network.vector) or network.vector_from == "table":
+        return conditioners.Clip(encoders[0], null[0])
+    return conditioners.ClipPair(
+        encoders,
+        null,
+        zero_null=bool(index.get("force_zeros_for_empty_prompt", True)),
+        null_sizes=(None,) * 4 + (AESTHETIC_NULL,)
+        if index.get("requires_aesthetics_score")
+        else (),
+    )
+
+
+def bundle(
+    model: LatentDiffusion,
+    params: Mapping[str, Params],
+    made: Mapping[str, components.Component],
+    source: sources.Source,
+    mesh: Mesh,
+) -> Pretrained:
+    """The pipeline of loaded parameters, {component: params}."""
+    encoders = [params[name] for name in sources.TEXTS if name in params]
+    if isinstance(model.conditioner, conditioners.ClipPair):
+        condition = {f"encoders_{i}": p for i, p in enumerate(encoders)}
+    else:
+        condition = {"encoder": encoders[0]} if encoders else {}
+    scale = jax.device_put(
+        jnp.float32(autoencoder.scaling_factor(made["vae"].config)), sharding.replicated(mesh)
+    )
+    return Pretrained(
+        model=model,
+        params={"network": params["unet"]} | ({"conditioner": condition} if condition else {}),
+        arrays={"params": params["vae"], "scale": scale},
+        components=made,
+        tokenizers=source.tokenizers,
+        index=source.index,
+        schedulers=source.schedulers,
+        mesh=mesh,
+    )

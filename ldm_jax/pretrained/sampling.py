@@ -1,0 +1,82 @@
+"""What the verbs of a pretrained model run: functions of (params, inputs), each compiled once a shape."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
+from ldm_jax.latent_diffusion import LatentDiffusion
+
+SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
+
+
+def keys(seed: int, n: int) -> Array:
+    return jax.vmap(jax.random.key)(seed + jnp.arange(n))
+
+
+@functools.lru_cache(maxsize=8)
+def sampler(
+    model: LatentDiffusion,
+    controlnets: tuple[Any, ...],
+    solver: str,
+    guided: bool,
+    own_null: bool,
+    edits: bool,
+) -> Any:
+    """`(params, arrays, batch, negative batch, fields of the condition, start, keys, points, scales) -> images`.
+
+    `own_null`: the null condition is the model's, and the negative batch idle; `edits`: guidance by text and image.
+    """
+    step = getattr(solvers, solver)()
+
+    def steer(net, params):
+        return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
+
+    @jax.jit
+    def draw(params, arrays, batch, negative, extra, start, keys, points, scales):
+        cond = model.condition(params, batch).replace(**extra)
+        network = model.raw(params)
+        if controlnets:
+            nets = zip(controlnets, params["controls"], strict=True)
+            network = controls.with_controls(network, *(steer(*pair) for pair in nets))
+        denoise = process.make_denoiser(network, model.path, model.target)
+        if guided:
+            null = model.null(params, batch) if own_null else model.condition(params, negative)
+            null = null.replace(**extra)
+            if edits:
+                blind = null.replace(spatial=jnp.zeros_like(null.spatial))
+                denoise = guidance.edit(denoise, null, blind, *scales)
+            else:
+                denoise = guidance.cfg(denoise, null, scales[0])
+        z, _ = samplers.sample(denoise, step, points, start, keys, cond)
+        return model.codec.decode(arrays, z)
+
+    return draw
+
+
+@functools.lru_cache(maxsize=8)
+def condition(model: LatentDiffusion) -> Any:
+    return jax.jit(model.condition)
+
+
+@functools.lru_cache(maxsize=8)
+def decode(model: LatentDiffusion) -> Any:
+    return jax.jit(model.codec.decode)
+
+
+@functools.lru_cache(maxsize=8)
+def encode(model: LatentDiffusion, network: Any) -> Any:
+    @jax.jit
+    def encode(arrays, x):
+        posterior = network.apply({"params": arrays["params"]}, x, method="encode")
+        return posterior.mean * arrays["scale"]
+
+    return encode
+
+
+@functools.lru_cache(maxsize=8)
+def predict(model: LatentDiffusion) -> Any:
+    return jax.jit(lambda params, x, t, cond: model.raw(params)(x, t, cond))

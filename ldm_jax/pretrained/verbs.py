@@ -1,0 +1,273 @@
+"""What a pretrained model can do, as methods of `Pretrained`, which is `pipe` here.
+
+Arguments that all of them take, and that mean the same everywhere:
+
+    prompt            one, or several; each picture has its own seed: `seed`, `seed` + 1 ...
+    negative_prompt   what guidance leads away from; None: the model's own empty prompt
+    steps, solver     of sampling; solvers by their names in `diffusion.solvers`
+    guidance          scale of classifier-free guidance; 1 is none
+    latents           standard normal noise [b, h/f, w/f, c] in place of that of the seeds
+    hints             an `inputs.Hint` for each ControlNet
+    sizes             of XL: `original_size`, `crop`, `target_size` (each (height, width), or (top, left)), and
+                      `aesthetic_score` of the refiner; by default the image's own size, uncropped
+
+They return images, and raise ValueError, before any compile, for a model that is not made for the verb, sizes that the
+autoencoder's factor does not divide, prompts and images of different number, and unknown solvers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ldm_jax.diffusion import process, samplers
+from ldm_jax.pretrained import inputs, sampling
+from ldm_jax.pretrained.inputs import Hint, Prompts
+from ldm_jax.weights import scheduler
+
+Images = Float[np.ndarray, "b h w 3"]
+
+MASK_AT = 0.5  # from here on a mask means: paint here
+MAX_NOISE_LEVEL = 350  # of the x4 upscaler's small images
+
+
+def text_to_image(
+    pipe: Any,
+    prompt: Prompts,
+    negative_prompt: Prompts | None = None,
+    *,
+    steps: int = 50,
+    guidance: float = 7.5,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+    height: int | None = None,
+    width: int | None = None,
+    hints: Sequence[Hint] = (),
+    **sizes: Any,
+) -> Images:
+    """Pictures of prompts, by default of the size that the model was trained on."""
+    inputs.only(pipe, "text_to_image", 0)
+    if latents is not None and height is None and width is None:
+        height, width = (n * pipe.factor for n in latents.shape[1:3])
+    size = inputs.image_size(pipe, height, width)
+    texts = inputs.several(prompt)
+    start = inputs.start(pipe, latents, len(texts), seed, size)
+    at = inputs.points(pipe, steps)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
+    extra = inputs.controls(pipe, hints, len(texts), size, at)
+    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+
+
+def image_to_image(
+    pipe: Any,
+    prompt: Prompts,
+    images: Images,
+    negative_prompt: Prompts | None = None,
+    *,
+    strength: float = 0.8,
+    steps: int = 50,
+    guidance: float = 7.5,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+    hints: Sequence[Hint] = (),
+    **sizes: Any,
+) -> Images:
+    """Pictures after other pictures: these, noised to the level of `strength` in (0, 1], and denoised by the prompt.
+
+    Of `steps` the last strength * steps are taken.
+    """
+    inputs.only(pipe, "image_to_image", 0)
+    texts = inputs.several(prompt)
+    size = images.shape[1:3]
+    start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
+    extra = inputs.controls(pipe, hints, len(texts), size, at)
+    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+
+
+def depth_to_image(
+    pipe: Any,
+    prompt: Prompts,
+    images: Images,
+    depth: Float[np.ndarray, "b y x"],
+    negative_prompt: Prompts | None = None,
+    *,
+    strength: float = 0.8,
+    steps: int = 50,
+    guidance: float = 7.5,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+) -> Images:
+    """`image_to_image` of a model that keeps the depth (of any size and scale, larger is nearer) of the images."""
+    inputs.only(pipe, "depth_to_image", 1)
+    texts = inputs.several(prompt)
+    inputs.same_number(texts, depth, "depth maps")
+    start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
+    small = jax.image.resize(depth, start.shape[:3], "cubic", antialias=False)
+    low, high = (f(small, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    extra = {"spatial": (2 * (small - low) / jnp.maximum(high - low, 1e-8) - 1)[..., None]}
+    given = inputs.conditions(pipe, texts, negative_prompt, images.shape[1:3], {})
+    return _draw(pipe, start, at, *given, extra, solver, guidance, seed)
+
+
+def inpaint(
+    pipe: Any,
+    prompt: Prompts,
+    images: Images,
+    masks: Float[np.ndarray, "b h w"],
+    negative_prompt: Prompts | None = None,
+    *,
+    steps: int = 50,
+    guidance: float = 7.5,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+    **sizes: Any,
+) -> Images:
+    """New contents where the masks are 1, by a model that was trained for it.
+
+    Where they are 0 the images are kept up to what the autoencoder loses.
+    """
+    inputs.only(pipe, "inpaint", 1 + pipe.latent_channels)
+    texts = inputs.several(prompt)
+    size = images.shape[1:3]
+    if masks.shape != images.shape[:3]:
+        raise ValueError(
+            f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
+            "give [b, h, w] of the same size"
+        )
+    inputs.same_number(texts, images, "images")
+    hole = (np.asarray(masks) >= MASK_AT)[..., None]
+    masked = pipe.encode(np.where(hole, 0, images).astype(np.float32))
+    # Nearest: the first pixel of each block, as in the reference.
+    small = hole[:, :: pipe.factor, :: pipe.factor].astype(np.float32)
+    extra = {"spatial": jnp.concatenate([small, masked], axis=-1)}
+    start = inputs.start(pipe, latents, len(texts), seed, size)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
+    return _draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
+
+
+def instruct(
+    pipe: Any,
+    prompt: Prompts,
+    images: Images,
+    negative_prompt: Prompts | None = None,
+    *,
+    steps: int = 100,
+    guidance: float = 7.5,
+    image_guidance: float = 1.5,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+) -> Images:
+    """The images, changed as the prompts tell (Brooks et al. 2023, InstructPix2Pix).
+
+    `guidance` follows the text, `image_guidance` the image (their eq. 3).
+    """
+    inputs.only(pipe, "instruct", pipe.latent_channels)
+    texts = inputs.several(prompt)
+    inputs.same_number(texts, images, "images")
+    extra = {"spatial": pipe.encode(images) / pipe.arrays["scale"]}  # here latents are not scaled
+    size = images.shape[1:3]
+    start = inputs.start(pipe, latents, len(texts), seed, size)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, {})
+    at = inputs.points(pipe, steps)
+    return _draw(pipe, start, at, *given, extra, solver, guidance, seed, image_guidance)
+
+
+def upscale(
+    pipe: Any,
+    prompt: Prompts,
+    images: Images,
+    negative_prompt: Prompts | None = None,
+    *,
+    noise_level: int = 20,
+    steps: int = 75,
+    guidance: float = 9.0,
+    solver: str = "ddim",
+    seed: int = 0,
+    latents: Any = None,
+    noise: Any = None,
+) -> Float[np.ndarray, "b height width 3"]:
+    """Images four times as large; `noise_level` in [0, 350] is how much noise is added to the small ones.
+
+    `noise`, of the images' shape, is in place of that of the seeds. The small images lie on the grid of the latents.
+    """
+    inputs.only(pipe, "upscale", 3)
+    texts = inputs.several(prompt)
+    inputs.same_number(texts, images, "images")
+    if not 0 <= noise_level <= MAX_NOISE_LEVEL:
+        raise ValueError(f"noise_level={noise_level} is outside of 0 to {MAX_NOISE_LEVEL}")
+    if "low_res_scheduler" not in pipe.schedulers:
+        raise ValueError("this model has no low_res_scheduler, which says how images are noised")
+    path, _ = scheduler.path_and_target(pipe.schedulers["low_res_scheduler"])
+    n = len(texts)
+    if noise is None:
+        noise = samplers.noise(
+            jax.vmap(jax.random.split)(sampling.keys(seed, n))[:, 1], images.shape
+        )
+    level = jnp.full((n,), noise_level / (path.steps - 1))
+    extra = {
+        "spatial": process.add_noise(path, jnp.asarray(images), jnp.asarray(noise), level),
+        "vector": jax.nn.one_hot(jnp.full((n,), noise_level), pipe.model.network.vector),
+    }
+    size = tuple(side * pipe.factor for side in images.shape[1:3])
+    start = inputs.start(pipe, latents, n, seed, size)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, {})
+    return _draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
+
+
+def _noised(
+    pipe: Any,
+    texts: Sequence[str],
+    images: Images,
+    strength: float,
+    steps: int,
+    seed: int,
+    latents: Any,
+) -> tuple[Array, process.Point]:
+    """The latents of images at the noise level of a strength, and the grid from there."""
+    inputs.same_number(texts, images, "images")
+    taken = min(int(steps * strength), steps)
+    if not 0 < strength <= 1 or not taken:
+        raise ValueError(
+            f"strength={strength} must be in (0, 1], and strength * steps = {strength * steps:g} at least 1"
+        )
+    at = process.Point(*(a[steps - taken :] for a in inputs.points(pipe, steps)))
+    noise = inputs.noise(pipe, latents, len(texts), seed, images.shape[1:3])
+    return at.alpha[0] * pipe.encode(images) + at.sigma[0] * noise, at
+
+
+def _draw(
+    pipe: Any,
+    start: Array,
+    at: process.Point,
+    positive: dict[str, Any],
+    negative: dict[str, Any] | None,
+    extra: dict[str, Any],
+    solver: str,
+    scale: float,
+    seed: int,
+    image_scale: float | None = None,
+) -> Images:
+    if solver not in sampling.SOLVERS:
+        raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
+    draw = sampling.sampler(
+        pipe.model,
+        tuple(net.module for net in pipe.controlnets),
+        solver,
+        guided=scale != 1.0 or image_scale is not None,
+        own_null=negative is None,
+        edits=image_scale is not None,
+    )
+    given = (positive, positive if negative is None else negative, extra, start)
+    placed = [inputs.place(pipe, tree) for tree in given]
+    scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
+    x = draw(pipe.params, pipe.arrays, *placed, sampling.keys(seed, len(start)), at, scales)
+    return np.asarray(x)

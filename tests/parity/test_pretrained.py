@@ -1,0 +1,536 @@
+"""Whole folders of diffusers' pipelines: loaded, used and written back, against diffusers itself."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax.pretrained.inputs import Hint
+from ldm_jax.weights import files
+from tests import clip_files
+from tests.parity import weights
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.parity
+
+NOISE = dict(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    set_alpha_to_one=False,
+    clip_sample=False,
+    steps_offset=1,
+)
+
+
+def tokenizer(folder, pad=clip_files.END):
+    clip_files.write(folder, pad=pad)
+    return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def text_encoder(vocab, width=32, act="quick_gelu", projection=None):
+    config = transformers.CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act=act,
+        projection_dim=projection or 16,
+        eos_token_id=2,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return weights.randomised(kind(config))
+
+
+def unet(in_channels=4, cross=32, **settings):
+    return weights.randomised(
+        diffusers.UNet2DConditionModel(
+            **dict(
+                sample_size=8,
+                in_channels=in_channels,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                attention_head_dim=2,
+                cross_attention_dim=cross,
+                norm_num_groups=8,
+            )
+            | settings
+        )
+    )
+
+
+def vae(**settings):
+    return weights.randomised(
+        diffusers.AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            sample_size=16,
+            **settings,
+        )
+    )
+
+
+def parts(tmp_path, in_channels=4, **noise):
+    words = tokenizer(tmp_path / "words")
+    return dict(
+        vae=vae(),
+        text_encoder=text_encoder(len(words)),
+        tokenizer=words,
+        unet=unet(in_channels),
+        scheduler=diffusers.DDIMScheduler(**NOISE | noise),
+    )
+
+
+CHECKER = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def stable_diffusion(tmp_path, kind=diffusers.StableDiffusionPipeline, channels=4, **noise):
+    pipe = kind(**parts(tmp_path, channels, **noise), **CHECKER)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "theirs")
+    return pipe
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def first(x):
+    """Channels first."""
+    return torch.from_numpy(np.asarray(x)).permute(0, 3, 1, 2)
+
+
+def error(ours, theirs):
+    """Relative to the size of the reference, which is [b, h, w, c]."""
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+PROMPTS = ["a cat on a mat", "red, and Blue!"]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_text_to_image(prediction, tmp_path):
+    theirs = stable_diffusion(tmp_path, prediction_type=prediction)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    ids = theirs.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77).input_ids
+    np.testing.assert_array_equal(pipe.tokenize(PROMPTS), ids)
+    with torch.no_grad():
+        tokens = theirs.text_encoder(torch.tensor(ids))[0]
+    cond = pipe.encode_text(PROMPTS)
+    assert error(np.asarray(cond.tokens), tokens.numpy()) < 1e-4
+    z = random(2, 8, 8, 4)
+    with torch.no_grad():
+        out = theirs.unet(first(z), torch.tensor([3, 731]), tokens).sample
+    assert weights.relative_error(pipe.predict(z, [3, 731], cond), out) < 1e-4
+    x = np.clip(random(2, 16, 16, 3), -1, 1)
+    with torch.no_grad():
+        mean = theirs.vae.encode(first(x)).latent_dist.mean * theirs.vae.config.scaling_factor
+        back = theirs.vae.decode(mean / theirs.vae.config.scaling_factor).sample
+    ours = pipe.encode(x)
+    assert weights.relative_error(np.asarray(ours), mean) < 1e-4
+    assert weights.relative_error(pipe.decode(ours), back) < 1e-4
+    for negative in (None, "a dog"):
+        expected = theirs(
+            PROMPTS,
+            negative_prompt=None if negative is None else [negative] * 2,
+            num_inference_steps=20,
+            guidance_scale=7.5,
+            latents=first(z),
+            height=16,
+            width=16,
+            output_type="np",
+        ).images
+        images = pipe.text_to_image(PROMPTS, negative, steps=20, guidance=7.5, latents=z)
+        assert images.shape == (2, 16, 16, 3)
+        assert np.abs(np.clip(images / 2 + 0.5, 0, 1) - expected).max() < 2e-3
+
+
+def test_back_to_diffusers(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    ldm_jax.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "ours")
+    for name in ("unet", "vae", "text_encoder"):
+        ours, before = (getattr(p, name).state_dict() for p in (again, theirs))
+        assert ours.keys() == before.keys()
+        for key, value in before.items():
+            assert torch.equal(ours[key], value), (name, key)
+    assert again.tokenizer(PROMPTS).input_ids == theirs.tokenizer(PROMPTS).input_ids
+    ours, before = (dict(p.scheduler.config) for p in (again, theirs))
+    before.pop("_use_default_values")
+    assert ours == before
+
+
+def close(images, expected, bound=2e-3):
+    """Ours in [-1, 1] against theirs, clipped to [0, 1]."""
+    assert images.shape == expected.shape
+    assert np.isfinite(images).all()
+    assert np.abs(np.clip(np.asarray(images) / 2 + 0.5, 0, 1) - expected).max() < bound
+
+
+def shown(x):
+    """Images as pipelines of diffusers take them: [b, c, h, w] in [-1, 1]."""
+    return first(x)
+
+
+def test_inpaint(tmp_path):
+    theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionInpaintPipeline, 9)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x, z = np.clip(random(2, 16, 16, 3), -1, 1), random(2, 8, 8, 4, seed=1)
+    mask = (random(2, 16, 16, seed=2) > 0).astype(np.float32)
+    # Theirs draws from the posterior; given as latents, the mean is what both see.
+    masked = pipe.encode(np.where(mask[..., None] > 0, 0, x).astype(np.float32))
+    expected = theirs(
+        PROMPTS,
+        image=shown(x),
+        mask_image=torch.from_numpy(mask)[:, None],
+        masked_image_latents=first(masked),
+        num_inference_steps=10,
+        latents=first(z),
+        height=16,
+        width=16,
+        output_type="np",
+    ).images
+    close(pipe.inpaint(PROMPTS, x, mask, steps=10, latents=z), expected)
+    with pytest.raises(ValueError, match="it is a model for inpaint"):
+        pipe.text_to_image(PROMPTS)
+
+
+def test_instruct(tmp_path):
+    theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionInstructPix2PixPipeline, 8)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x, z = np.clip(random(2, 16, 16, 3), -1, 1), random(2, 8, 8, 4, seed=1)
+    expected = theirs(
+        PROMPTS,
+        image=shown(x),
+        num_inference_steps=10,
+        guidance_scale=7.5,
+        image_guidance_scale=1.5,
+        latents=first(z),
+        output_type="np",
+    ).images
+    close(pipe.instruct(PROMPTS, x, steps=10, latents=z), expected)
+
+
+def test_depth_to_image(tmp_path):
+    """Through image_to_image's start: theirs noises with its own generator, so the start is compared by hand."""
+    given = parts(tmp_path, 5)
+    theirs = diffusers.StableDiffusionPipeline(**given, **CHECKER)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x, z = np.clip(random(2, 16, 16, 3), -1, 1), random(2, 8, 8, 4, seed=1)
+    depth = random(2, 8, 8, seed=2)
+    scheduler, steps, strength = given["scheduler"], 10, 0.6
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps[steps - int(steps * strength) :]
+    with torch.no_grad():
+        mean = theirs.vae.encode(first(x)).latent_dist.mean * theirs.vae.config.scaling_factor
+        walk = scheduler.add_noise(mean, first(z), times[:1])
+        tokens = [
+            theirs.text_encoder(
+                torch.tensor(theirs.tokenizer(t, padding="max_length", max_length=77).input_ids)
+            )[0]
+            for t in ([""] * 2, PROMPTS)
+        ]
+        low, high = (getattr(depth, f)((1, 2), keepdims=True) for f in ("min", "max"))
+        plane = first((2 * (depth - low) / (high - low) - 1)[..., None].astype(np.float32))
+        for t in times:
+            away, out = (
+                theirs.unet(torch.cat([walk, plane], 1), t, tokens[i]).sample for i in (0, 1)
+            )
+            walk = scheduler.step(away + 7.5 * (out - away), t, walk).prev_sample
+        expected = theirs.vae.decode(walk / theirs.vae.config.scaling_factor).sample
+    expected = (expected / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    images = pipe.depth_to_image(PROMPTS, x, depth, strength=strength, steps=steps, latents=z)
+    close(images, expected)
+
+
+def test_upscale(tmp_path):
+    given = parts(tmp_path, prediction_type="v_prediction")
+    given["unet"] = unet(7, num_class_embeds=1000)
+    low = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    theirs = diffusers.StableDiffusionUpscalePipeline(
+        **given, low_res_scheduler=low, safety_checker=None, feature_extractor=None
+    )
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x, z = np.clip(random(2, 8, 8, 3), -1, 1), random(2, 8, 8, 4, seed=1)
+    torch.manual_seed(5)
+    noise = torch.randn(2, 3, 8, 8)
+    generator = torch.Generator().manual_seed(5)
+    expected = theirs(
+        PROMPTS,
+        image=shown(x),
+        num_inference_steps=10,
+        guidance_scale=9.0,
+        noise_level=20,
+        latents=first(z),
+        generator=generator,
+        output_type="np",
+    ).images
+    images = pipe.upscale(PROMPTS, x, steps=10, latents=z, noise=noise.permute(0, 2, 3, 1).numpy())
+    close(images, expected)
+
+
+def test_controlnets(tmp_path):
+    given = parts(tmp_path)
+    nets = [
+        weights.randomised(
+            diffusers.ControlNetModel(
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                attention_head_dim=2,
+                cross_attention_dim=32,
+                norm_num_groups=8,
+                conditioning_embedding_out_channels=(8, 16),
+            ),
+            seed,
+        )
+        for seed in (1, 2)
+    ]
+    theirs = diffusers.StableDiffusionControlNetPipeline(**given, controlnet=nets, **CHECKER)
+    theirs.set_progress_bar_config(disable=True)
+    diffusers.StableDiffusionPipeline(**given, **CHECKER).save_pretrained(tmp_path / "theirs")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for net, folder in zip(nets, folders, strict=True):
+        net.save_pretrained(folder)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs", controlnets=folders)
+    rng = np.random.default_rng(0)
+    images = [rng.random((2, 16, 16, 3)).astype(np.float32) for _ in nets]
+    z = random(2, 8, 8, 4, seed=1)
+    hints = [Hint(images[0], 0.7), Hint(images[1], 0.4, 0.2, 0.8)]
+    expected = theirs(
+        PROMPTS,
+        image=[first(x) for x in images],
+        num_inference_steps=10,
+        latents=first(z),
+        controlnet_conditioning_scale=[0.7, 0.4],
+        control_guidance_start=[0.0, 0.2],
+        control_guidance_end=[1.0, 0.8],
+        height=16,
+        width=16,
+        output_type="np",
+    ).images
+    close(pipe.text_to_image(PROMPTS, steps=10, latents=z, hints=hints), expected)
+    with pytest.raises(ValueError, match="0 hints for 2 ControlNets"):
+        pipe.text_to_image(PROMPTS, steps=10, latents=z)
+
+
+XL = dict(
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    transformer_layers_per_block=(1, 2),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    use_linear_projection=True,
+)
+
+
+def test_xl_and_its_refiner(tmp_path):
+    words = tokenizer(tmp_path / "words")
+    second = tokenizer(tmp_path / "words_2", pad="!")
+    common = dict(vae=vae(scaling_factor=0.13025), scheduler=diffusers.DDIMScheduler(**NOISE))
+    one, two = text_encoder(len(words)), text_encoder(len(words), 24, "gelu", 20)
+    base = diffusers.StableDiffusionXLPipeline(
+        **common,
+        text_encoder=one,
+        text_encoder_2=two,
+        tokenizer=words,
+        tokenizer_2=second,
+        unet=unet(4, 56, projection_class_embeddings_input_dim=20 + 6 * 256, **XL),
+        add_watermarker=False,
+    )
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(
+        **common,
+        text_encoder=None,
+        text_encoder_2=two,
+        tokenizer=None,
+        tokenizer_2=second,
+        unet=unet(4, 24, projection_class_embeddings_input_dim=20 + 5 * 256, **XL),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    z = random(2, 8, 8, 4)
+    for name, theirs in (("base", base), ("refiner", refiner)):
+        theirs.set_progress_bar_config(disable=True)
+        theirs.save_pretrained(tmp_path / name)
+    pipe = ldm_jax.from_pretrained(tmp_path / "base")
+    assert len(pipe.tokenize(PROMPTS)) == 2
+    for negative in (None, "a dog"):
+        expected = base(
+            PROMPTS,
+            negative_prompt=negative and [negative] * 2,
+            num_inference_steps=10,
+            guidance_scale=5.0,
+            latents=first(z),
+            height=16,
+            width=16,
+            original_size=(40, 30),
+            crops_coords_top_left=(3, 5),
+            output_type="np",
+        ).images
+        images = pipe.text_to_image(
+            PROMPTS,
+            negative,
+            steps=10,
+            guidance=5.0,
+            latents=z,
+            original_size=(40, 30),
+            crop=(3, 5),
+        )
+        close(images, expected)
+    pipe = ldm_jax.from_pretrained(tmp_path / "refiner")
+    # Latents in place of images: theirs takes them as they are, and noises by its generator.
+    x = np.clip(random(2, 16, 16, 3), -1, 1)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    expected = refiner(
+        PROMPTS,
+        image=first(pipe.encode(x)),
+        strength=0.5,
+        num_inference_steps=10,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images
+    images = pipe.image_to_image(
+        PROMPTS, x, steps=10, strength=0.5, guidance=5.0, latents=noise.permute(0, 2, 3, 1).numpy()
+    )
+    close(images, expected)
+
+
+def same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_file_and_back(tmp_path):
+    stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    pipe.save_pretrained(tmp_path / "single.safetensors", layout="original")
+    again = ldm_jax.from_pretrained(tmp_path / "single.safetensors", config=tmp_path / "theirs")
+    same(again.component_params(), pipe.component_params())
+    tensors = files.read(tmp_path / "single.safetensors")
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "single.ckpt")
+    from_pickle = ldm_jax.from_pretrained(tmp_path / "single.ckpt", config=tmp_path / "theirs")
+    same(from_pickle.component_params(), pipe.component_params())
+    z = random(1, 8, 8, 4)
+    images = [p.text_to_image("a cat", steps=3, latents=z) for p in (pipe, again)]
+    np.testing.assert_array_equal(*images)
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        ldm_jax.from_pretrained(
+            tmp_path / "single.safetensors",
+            config={
+                name: json.loads((tmp_path / "theirs" / name / file).read_text())
+                for name, file in (
+                    ("unet", "config.json"),
+                    ("vae", "config.json"),
+                    ("text_encoder", "config.json"),
+                    ("scheduler", "scheduler_config.json"),
+                )
+            },
+        )
+
+
+def test_loras_at_their_weights(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    for i, name in enumerate(("first", "second")):
+        config = dict(r=2 + i, lora_alpha=3, init_lora_weights=False)
+        theirs.unet.add_adapter(
+            peft.LoraConfig(target_modules=["to_q", "to_v", "conv1"], **config), name
+        )
+        theirs.text_encoder.add_adapter(
+            peft.LoraConfig(target_modules=["q_proj", "fc1"], **config), name
+        )
+        for network in (theirs.unet, theirs.text_encoder):
+            network.set_adapter(name)
+        theirs.save_lora_weights(
+            tmp_path / name,
+            unet_lora_layers=peft.get_peft_model_state_dict(theirs.unet, adapter_name=name),
+            text_encoder_lora_layers=peft.get_peft_model_state_dict(
+                theirs.text_encoder, adapter_name=name
+            ),
+            unet_lora_adapter_metadata=theirs.unet.peft_config[name].to_dict(),
+            text_encoder_lora_adapter_metadata=theirs.text_encoder.peft_config[name].to_dict(),
+        )
+    theirs.set_adapters(["first", "second"], [0.8, -0.5])
+    z = random(2, 8, 8, 4)
+    expected = theirs(
+        PROMPTS, num_inference_steps=10, latents=first(z), height=16, width=16, output_type="np"
+    ).images
+    paths = [tmp_path / n / "pytorch_lora_weights.safetensors" for n in ("first", "second")]
+    changed = pipe.with_lora(paths, [0.8, -0.5])
+    close(changed.text_to_image(PROMPTS, steps=10, latents=z), expected)
+    plain = pipe.text_to_image(PROMPTS, steps=10, latents=z)
+    assert np.abs(np.clip(plain / 2 + 0.5, 0, 1) - expected).max() > 1e-2
+
+
+def test_a_word_of_textual_inversion(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    vectors = torch.from_numpy(random(2, 32, seed=4))
+    torch.save({"string_to_param": {"*": vectors}, "name": "thing"}, tmp_path / "thing.pt")
+    files.write(tmp_path / "thing.safetensors", {"<thing>": vectors.numpy()})
+    theirs.load_textual_inversion(tmp_path / "thing.safetensors", token="<thing>")
+    prompts, z = ["a <thing> on a mat", "a cat"], random(2, 8, 8, 4)
+    expected = theirs(
+        prompts, num_inference_steps=10, latents=first(z), height=16, width=16, output_type="np"
+    ).images
+    for path in ("thing.safetensors", "thing.pt"):
+        knows = pipe.with_word(tmp_path / path, "<thing>")
+        close(knows.text_to_image(prompts, steps=10, latents=z), expected)
+    knows.save_pretrained(tmp_path / "ours")
+    again = ldm_jax.from_pretrained(tmp_path / "ours")
+    np.testing.assert_array_equal(again.tokenize(prompts), knows.tokenize(prompts))
+    same(again.component_params(), knows.component_params())
+
+
+def test_layers_of_the_text_encoder_left_out(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs").reading(clip_skip=1)
+    ids = pipe.tokenize(PROMPTS)
+    with torch.no_grad():
+        states = theirs.text_encoder(torch.tensor(ids), output_hidden_states=True).hidden_states
+        encoder = getattr(theirs.text_encoder, "text_model", theirs.text_encoder)
+        skipped = encoder.final_layer_norm(states[-2])
+    assert error(np.asarray(pipe.encode_text(PROMPTS).tokens), skipped.numpy()) < 1e-4
+
+
+def test_long_and_weighted_prompts(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    words = "red and blue houses by the sea, " * 12
+    long = pipe.reading(chunks=None)
+    ids = long.tokenize([words, "a cat"])
+    assert ids.shape[0] == 2
+    assert ids.shape[1] > 77
+    assert ids.shape[1] % 77 == 0
+    with torch.no_grad():
+        pieces = [
+            theirs.text_encoder(torch.tensor(x))[0] for x in np.split(ids, ids.shape[1] // 77, 1)
+        ]
+    expected = torch.cat(pieces, 1).numpy()
+    assert error(np.asarray(long.encode_text([words, "a cat"]).tokens), expected) < 1e-4
+    images = long.text_to_image([words, "a cat"], "a dog", steps=3)
+    assert np.isfinite(images).all()
+    heavy = pipe.reading(weighted=True)
+    np.testing.assert_array_equal(heavy.tokenize("a (cat:1.3)"), pipe.tokenize("a cat"))
+    plain, weighed = (
+        np.asarray(p.encode_text(t).tokens) for p, t in ((pipe, "a cat"), (heavy, "a (cat:1.3)"))
+    )
+    assert np.abs(weighed - plain).max() > 1e-2
+    np.testing.assert_allclose(weighed.mean(), plain.mean(), atol=1e-5)
