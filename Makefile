@@ -28,4 +28,4 @@ TORCH ?= torch
 parity: $(VENV)/installed
 	$(RUN) -m pip install --quiet $(TORCH)
 	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
-	$(RUN) -m pytest -m parity
+	$(RUN) -m pytest -n auto --dist worksteal -m parity
