@@ -14,10 +14,10 @@ demo: $(VENV)/installed
 	$(RUN) -m ldm_jax.demo --workdir runs/demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n auto -m "not parity"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not parity"
 
 fast: $(VENV)/installed
-	$(RUN) -m pytest -n auto -m "not parity and not slow"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not parity and not slow"
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -28,4 +28,4 @@ TORCH ?= torch
 parity: $(VENV)/installed
 	$(RUN) -m pip install --quiet $(TORCH)
 	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
-	$(RUN) -m pytest -m parity
+	$(RUN) -m pytest -n auto --dist worksteal -m parity

@@ -103,9 +103,8 @@ def test_a_config_is_complete_and_locked(name):
 
 
 def smaller(name):
-    """The same config on tiny pictures, with its two coarsest levels, narrow layers and a small batch."""
+    """The same config on tiny pictures, with its coarsest level, narrow layers and a small batch."""
     config = config_of(name)
-    levels = min(2, len(config.model.mults))
     with config.unlocked(), config.ignore_type():
         labelled = config.get("conditioner", {}).get("name") == "Label"
         pictures = tiny.shared_classes() if labelled else tiny.shared_pictures()
@@ -113,12 +112,11 @@ def smaller(name):
         config.data.validation = dict(split="all")
         config.data.batch = 8 * config.optimizer.get("accumulate", 1)
         config.data.workers = 0
-        # A latent, or what lies at the coarsest level of an autoencoder, has one position at the end.
-        config.data.size = FACTORS.get(name, (1,))[0] * 2 ** (levels - 1)
+        config.data.size = FACTORS.get(name, (2,))[0]
         config.model.width, config.model.groups, config.model.blocks = 4, 2, 1
-        config.model.mults = (1,) * levels
+        config.model.mults = (1,)
         if config.model.get("attention"):
-            config.model.attention = tuple(config.model.attention)[-levels:]
+            config.model.attention = tuple(config.model.attention)[-1:]
         if config.model.get("heads") or config.model.get("head_dim"):
             config.model.heads, config.model.head_dim = 1, None
         config.log = dict(batches=1, samples=8)
@@ -133,7 +131,7 @@ def smaller(name):
             config.conditioner.update(width=4, layers=1, heads=1, head_dim=4)
         if labelled:
             config.conditioner.update(classes=3, width=4)
-        config.mesh = dict(data=4, fsdp=2, tensor=1)
+        config.mesh = dict(data=8, fsdp=1, tensor=1)
     return config
 
 

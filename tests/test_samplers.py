@@ -154,3 +154,20 @@ def test_initial_noise_is_as_wide_as_unit_data_there():
 def test_a_bad_grid_raises_one_clear_sentence(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_noise_can_be_given_for_every_step():
+    path, solver = PATHS["scaled_linear"], SOLVERS["ddpm"]
+    points, x = samplers.grid(path, 5), jax.random.normal(KEY, (3, 4, 2))
+    denoise = gaussian(path, MEAN, COV)
+    keys = [jax.random.fold_in(KEY, i) for i in range(5)]
+    drawn = jnp.stack([samplers.noise(key, x.shape) for key in keys])
+    expected, _ = samplers.sample(denoise, solver, points, x, KEY, NO_COND)
+    given, _ = samplers.sample(denoise, solver, points, x, drawn, NO_COND)
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    other, _ = samplers.sample(denoise, solver, points, x, -drawn, NO_COND)
+    assert np.abs(other - expected).max() > 1e-2
+    with pytest.raises(ValueError, match="noise for 4 steps was given, the grid has 5"):
+        samplers.sample(denoise, solver, points, x, drawn[:4], NO_COND)
+    with pytest.raises(ValueError, match=r"noise of shape \(2, 4, 2\) was given where \(3, 4, 2\)"):
+        samplers.sample(denoise, solver, points, x, drawn[:, :2], NO_COND)

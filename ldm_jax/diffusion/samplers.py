@@ -103,8 +103,23 @@ def _of_table(path, steps, levels, spacing, offset):
     return np.append(picked, np.zeros(levels - steps))
 
 
-def noise(rng: Key[Array, "..."], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Standard normal noise; with one key a sample, [b], no sample depends on the others."""
+Source = (
+    Key[Array, "..."] | Float[Array, "..."]
+)  # of noise: a key, one a sample, or the noise itself
+
+
+def noise(rng: Source, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Standard normal noise; with one key a sample, [b], no sample depends on the others.
+
+    Noise that is given in place of a key is returned, so that another implementation's can be used.
+
+    Raises:
+      ValueError: given noise of another shape.
+    """
+    if jnp.issubdtype(rng.dtype, jnp.floating):
+        if rng.shape != shape:
+            raise ValueError(f"noise of shape {rng.shape} was given where {shape} is needed")
+        return rng.astype(dtype)
     if rng.ndim:
         return jax.vmap(lambda key: jax.random.normal(key, shape[1:], dtype))(rng)
     return jax.random.normal(rng, shape, dtype)
@@ -125,27 +140,35 @@ def sample(
     solver: Solver,
     points: Point,
     x_T: Data,
-    rng: Key[Array, "..."],
+    rng: Source,
     cond: Cond,
     keep: Literal["x0"] | None = None,
 ) -> tuple[Data, Float[Array, "steps b *space c"] | None]:
     """Walks `x_T` down the grid; returns x at its end and, if keep="x0", each step's estimate of x0.
 
     The values of the grid are scalars, [steps + 1], or one a sample, [steps + 1, b]. `rng` is a
-    key, or one key a sample, [b].
+    key, one key a sample, [b], or the noise of every step, [steps b *space c].
+
+    Raises:
+      ValueError: noise for another number of steps.
     """
+    steps = len(points.t) - 1
+    given = jnp.issubdtype(rng.dtype, jnp.floating)
+    if given and len(rng) != steps:
+        raise ValueError(f"noise for {len(rng)} steps was given, the grid has {steps}")
 
     def asked(x, t):
         return denoise(x, jnp.broadcast_to(t, x.shape[:1]), cond)
 
     def body(carry, inputs):
-        i, p, q = inputs
-        x, memory, x0 = solver.step(asked, carry[0], p, q, carry[1], fold(rng, i))
+        source, p, q = inputs
+        source = source if given else fold(rng, source)
+        x, memory, x0 = solver.step(asked, carry[0], p, q, carry[1], source)
         return (x, memory), x0 if keep == "x0" else None
 
     fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
     x_T = x_T.astype(points.alpha.dtype)
     p, q = Point(*(a[:-1] for a in points)), Point(*(a[1:] for a in points))
-    index = jnp.arange(len(points.t) - 1)
-    (x, _), kept = lax.scan(body, (x_T, solver.init(x_T)), (index, p, q))
+    sources = rng if given else jnp.arange(steps)
+    (x, _), kept = lax.scan(body, (x_T, solver.init(x_T)), (sources, p, q))
     return x, kept
