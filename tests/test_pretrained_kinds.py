@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,8 +11,8 @@ import ldm_jax
 from ldm_jax.diffusion import paths
 from ldm_jax.models import clip, text, unclip
 from ldm_jax.nn import embeddings
-from ldm_jax.pretrained import components, kinds, variations
-from ldm_jax.weights import bert, files
+from ldm_jax.pretrained import components, kinds, sources, variations
+from ldm_jax.weights import bert, files, recognise
 from ldm_jax.weights import unclip as their_unclip
 from tests.drawn import count, like
 
@@ -116,6 +117,15 @@ def test_a_class_of_a_component_that_is_not_known_is_told(tmp_path):
     folder = write(tmp_path, "LDMPipeline", networks, others | SCHEDULER)
     with pytest.raises(ValueError, match="of the class AsymmetricVQ is not known here"):
         ldm_jax.from_pretrained(folder)
+
+
+def test_a_single_file_without_its_image_encoder_is_refused():
+    clip_text = dict(architectures=["CLIPTextModel"])
+    found = recognise.Recognised(
+        "stable-diffusion-2-unclip", {"unet": {}, "vae": {}, "text_encoder": clip_text}, {}
+    )
+    with pytest.raises(ValueError, match="image encoder is read from folders"):
+        sources._index(Path("one.safetensors"), found)
 
 
 def test_components_keep_their_names_in_files():

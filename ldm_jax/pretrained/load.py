@@ -36,7 +36,7 @@ def from_pretrained(
     rules: Sequence[tuple[str, Any]] = REPLICATE,
     revision: str | None = None,
 ) -> Pretrained:
-    """A Stable-Diffusion-class model, ready for use.
+    """A Stable-Diffusion-class model, or one of latent diffusion's first, ready for use.
 
     Args:
       path: a folder that diffusers wrote; a single file in the original layout (`.safetensors`, or `.ckpt`, whose

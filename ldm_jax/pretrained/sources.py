@@ -160,6 +160,10 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
             f"{path} is a model of the family {what.family!r} with {sorted(what.configs)}; a pipeline needs a U-Net, "
             "an autoencoder and text encoders of CLIP"
         )
+    if what.family.endswith("unclip"):
+        raise ValueError(
+            f"{path} is a model of the family {what.family!r}, whose image encoder is read from folders of diffusers only"
+        )
     xl = "XL" if "text_encoder_2" in texts else ""
     reads = unet.channels(what.configs["unet"]).spatial
     if reads not in READS:
