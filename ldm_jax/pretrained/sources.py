@@ -162,7 +162,7 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
         )
     if what.family.endswith("unclip"):
         raise ValueError(
-            f"{path} is a model of the family {what.family!r}, whose image encoder is read from folders of diffusers only"
+            f"{path} is a model of the family {what.family!r}, whose image encoder is read from folders only"
         )
     xl = "XL" if "text_encoder_2" in texts else ""
     reads = unet.channels(what.configs["unet"]).spatial
