@@ -128,9 +128,7 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
     Raises:
       Mismatch: a leaf without a row, tensors that are missing, of another shape or not used; all that was found.
     """
-    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
-    places = {name: find(table, name) for name in named}
-    _check(named, places, tensors, ignore)
+    places = check(table, shapes, tensors, ignore)
 
     def read(name, leaf):
         theirs, layout = places[name]
@@ -140,13 +138,16 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
     return tree.map_named(read, shapes)
 
 
-def _check(
-    named: dict[str, Any],
-    places: dict[str, Place | None],
-    tensors: Mapping[str, Any],
-    ignore: Sequence[str],
-):
-    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf."""
+def check(
+    table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> dict[str, Place]:
+    """Where each of our leaves is; looks at names and shapes and reads no tensor.
+
+    Raises:
+      Mismatch: see `load`.
+    """
+    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
+    places = {name: find(table, name) for name in named}
     wanted = {
         place.name: their_shape(name, named[name].shape, place.layout)
         for name, place in places.items()
@@ -183,6 +184,7 @@ def _check(
             f"the weights are not those of this network; {'; '.join(troubles)}. Load them into the network that their "
             "own config describes"
         )
+    return places
 
 
 def export(table: Table, params: Any) -> dict[str, np.ndarray]:
