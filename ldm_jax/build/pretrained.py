@@ -4,8 +4,8 @@
 
 says what `model`, `conditioner`, `codec` and `tokenizer` say elsewhere, and `path` and `target` too unless the config
 has them: to train towards v what was trained towards eps, say. The network is trained, the autoencoder never is, and
-the text encoders are if `train_text_encoder` says so. What is not trained is read from the folder at every start and is in
-no checkpoint; `init.json` keeps its hash, so that it stays the same.
+the text encoders are if `train_text_encoder` says so. What is not trained is read from the folder at every start and is
+in no checkpoint; `init.json` keeps its hash, so that it stays the same.
 """
 
 import json
@@ -25,10 +25,8 @@ from ldm_jax.pretrained import start
 from ldm_jax.training import checkpoints, diffusion_loss, loop, sharding
 from ldm_jax.types import Params
 
-SECTION = dict(
-    weights=str, path=str, variant=str | None, dtype=str, remat=bool, train_text_encoder=bool
-)
-DEFAULTS = dict(variant=None, dtype="float32", remat=False, train_text_encoder=False)
+SECTION = dict(weights=str, path=str, variant=str, dtype=str, remat=bool, train_text_encoder=bool)
+DEFAULTS = dict(variant="", dtype="float32", remat=False, train_text_encoder=False)
 KINDS = {"diffusers": start.from_folder}  # weights -> (path, dtype, remat) -> Start
 SPREAD = ((".*", "fsdp"),)  # text encoders that are not trained; the autoencoder is small
 

@@ -106,7 +106,7 @@ def shapes(of: Start) -> Params:
     return found
 
 
-def tensors(of: Start, names: Iterable[str], variant: str | None = None) -> Stored:
+def tensors(of: Start, names: Iterable[str], variant: str = "") -> Stored:
     """The tensors of these components, which are all that their networks need; none is read yet.
 
     Raises:
