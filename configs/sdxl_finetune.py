@@ -3,10 +3,10 @@
     python train.py --config configs/sdxl_finetune.py --workdir runs/sdxl \
         --config.init.path=/models/stable-diffusion-xl-base-1.0 --config.data.source.path=/data/captioned
 
-Needs the folder of the model as diffusers keeps it and a folder of pictures with captions. Each picture's own height and
-width and the place of its crop are conditions (Podell et al. 2023, section 2.2), so smaller pictures do no harm. Both
-text encoders (123,060,480 and 694,659,840) and the autoencoder (83,653,863, in float32) stay as they are. Parameters,
-average and both moments are 41 GB in float32, spread over `fsdp`. Not trained here.
+Needs the folder of the model as diffusers keeps it and a folder of pictures with captions. Each picture's own height
+and width and the place of its crop are conditions (Podell et al. 2023, section 2.2), so smaller pictures do no harm.
+Both text encoders (123,060,480 + 694,659,840 = 817,720,320) and the autoencoder (83,653,863, in float32) stay as they
+are. Parameters, average and both moments are 41 GB in float32, spread over `fsdp`. Not trained here.
 """
 
 from configs import sd15_finetune

@@ -1,12 +1,13 @@
-"""Folders as diffusers keeps Stable Diffusion 1.5, 2.1 and XL in: the published configs, or reduced ones with weights."""
+"""Folders of Stable Diffusion 1.5, 2.1 and XL as diffusers keeps them: published configs, or reduced with weights."""
 
+import functools
 import json
 
 import jax.numpy as jnp
 
 from ldm_jax.pretrained import components
 from ldm_jax.weights import files
-from tests import clip_files, published_unets, test_autoencoder_weights, test_clip
+from tests import clip_files, published_unets, test_autoencoder_weights, test_clip, tiny
 from tests.drawn import like
 
 NOISE = dict(
@@ -90,3 +91,22 @@ def write(folder, kind, reduced=True):
 def put(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
+
+
+@functools.cache
+def shared(kind):
+    """The reduced folder of a kind."""
+    return write(tiny.scratch() / f"folder_{kind}", kind)
+
+
+def smaller(config, kind):
+    """A config of fine-tuning on tiny pictures, from the reduced folder."""
+    with config.unlocked():
+        config.init.path = str(shared(kind))
+        config.data.source.path = str(tiny.shared_pictures())
+        config.data.validation = dict(split="all")
+        config.data.update(batch=8, size=8, workers=0)
+        config.mesh = dict(data=4, fsdp=2, tensor=1)
+        config.log = dict(every=1, batches=1, samples=1)
+        config.sampler.steps = 2
+    return config
