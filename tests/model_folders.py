@@ -30,7 +30,7 @@ LEVELS = {
     True: dict(
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        transformer_layers_per_block=[1, 2],
+        transformer_layers_per_block=[1, 1],
         projection_class_embeddings_input_dim=6 * 256 + 8,
     ),
 }
@@ -102,7 +102,7 @@ def shared(kind):
 def smaller(config, kind):
     """A config of fine-tuning on tiny pictures, from the reduced folder."""
     with config.unlocked():
-        config.init.path = str(shared(kind))
+        config.init.update(path=str(shared(kind)), dtype="float32", remat=False)  # compile sooner
         config.data.source.path = str(tiny.shared_pictures())
         config.data.validation = dict(split="all")
         config.data.update(batch=8, size=8, workers=0)

@@ -149,7 +149,8 @@ def smaller(name):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The steps of XL are those of tests/test_finetune.py.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sdxl_finetune"])
 def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     config = smaller(name)
     if "codec" in config:
