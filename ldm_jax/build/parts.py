@@ -60,8 +60,12 @@ def validation(config: ConfigDict, **more: Any) -> Any:
 
 def validation_batches(config: ConfigDict, **more: Any) -> list[dict[str, np.ndarray]]:
     """The first few batches of the validation source."""
-    fixed = validation(config, **more)
-    taken = [fixed[i] for i in range(log_options(config)["batches"])]
+    return first_batches(config, validation(config, **more))
+
+
+def first_batches(config: ConfigDict, of: Any) -> list[dict[str, np.ndarray]]:
+    """As many as the log's section asks for."""
+    taken = [of[i] for i in range(log_options(config)["batches"])]
     return [{k: v for k, v in batch.items() if not k.startswith("_")} for batch in taken]
 
 

@@ -140,12 +140,13 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
             params["conditioner"] = start.conditioner(of, weights, layouts["conditioner"])
         return params
 
+    fixed = parts.validation(config, **reading)
     made = diffusion.learning(
         config,
         of.model,
         mesh=mesh,
-        fixed=parts.validation_batches(config, **reading),
-        captions=parts.validation(config, **reading).captions(0) if of.texts else None,
+        fixed=parts.first_batches(config, fixed),
+        captions=fixed.captions(0) if of.texts else None,
         together=tuple(of.texts),
         whole=diffusion_loss.with_frozen,
         init=init,
@@ -161,6 +162,11 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
 
 def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pipeline:
     mesh = sharding.make_mesh()
+    if not Path(config.init.path).exists():
+        raise FileNotFoundError(
+            f"the run in {directory} reads what it did not train from {config.init.path}, and there is no such folder; "
+            f"put it back, or write its new place into {directory / 'config.json'}"
+        )
     of = opened(config)
     stored = start.tensors(of, split(config, of)[1], options(config)["variant"])
     check_origin(directory, config, start.fingerprint(of, stored))

@@ -21,7 +21,8 @@ PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says 
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
 NUMBERS = dict(seed=int, steps=int)
-MAY_CHANGE = ("steps", "log", "mesh", "sharding")  # between two starts of one run
+# Between two starts of one run; what lies at `init.path` is known by its hash.
+MAY_CHANGE = ("steps", "log", "mesh", "sharding", "init.path")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -101,8 +102,13 @@ def remember(path: Path, value: Any) -> None:
 
 def _differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in sorted(a.keys() | b.keys()) if at or k not in MAY_CHANGE]
-        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{at}.{k}" if at else k)]
+        names = {k: f"{at}.{k}" if at else k for k in sorted(a.keys() | b.keys())}
+        return [
+            d
+            for k, name in names.items()
+            if name not in MAY_CHANGE
+            for d in _differences(a.get(k), b.get(k), name)
+        ]
     return [] if a == b else [(at, a, b)]
 
 
