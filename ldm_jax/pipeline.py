@@ -6,8 +6,8 @@ compile anew. Every sample has its own seed, so that it does not depend on which
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from ldm_jax.data import tokenizer as text
 from ldm_jax.diffusion import guidance, samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.training import sharding
@@ -97,8 +96,9 @@ class Pipeline:
     mesh: Mesh
     step: int  # of the checkpoint
     config_hash: str
-    tokenizer: Any = None
-    length: int = 0  # tokens a prompt
+    # Fields of numbers that are made of prompts, and rows of other fields that all samples share.
+    texts: Mapping[str, Callable[[Sequence[str]], Any]] = field(default_factory=dict)
+    common: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
 
     def prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -107,8 +107,9 @@ class Pipeline:
         Raises:
           ValueError: the model is not conditioned on text.
         """
-        self._only("tokens", "prompts")
-        return {"tokens": text.encode(self.tokenizer, list(prompts), self.length)}
+        self._only(self.texts, "prompts", beside=self.common)
+        made = {name: rows(list(prompts)) for name, rows in self.texts.items()}
+        return made | {k: np.tile(row, (len(prompts), 1)) for k, row in self.common.items()}
 
     def labels(self, labels: Sequence[str]) -> dict[str, np.ndarray]:
         """Class names or numbers as a batch of conditions.
@@ -116,7 +117,7 @@ class Pipeline:
         Raises:
           ValueError: the model is not conditioned on labels, or there is no such class.
         """
-        self._only("label", "labels")
+        self._only(("label",), "labels")
         names = self.classes or ()
         numbers = []
         for label in labels:
@@ -168,12 +169,12 @@ class Pipeline:
             **dict(sampling.about),
         }
 
-    def _only(self, field: str, what: str) -> None:
+    def _only(self, given: Iterable[str], what: str, beside: Iterable[str] = ()) -> None:
         fields = self.model.fields
-        if field not in fields:
+        if not {*given} & {*fields}:
             reads = f"conditioned on {list(fields)}" if fields else "unconditional"
             raise ValueError(f"this model is {reads}; it takes no {what}")
-        if len(fields) > 1:
+        if {*fields} - {*given, *beside}:
             raise ValueError(
                 f"this model wants {list(fields)} together; call Pipeline.drawer with a batch of them"
             )

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ldm_jax import build, codec
-from ldm_jax.build import autoencoder, diffusion, workdir
+from ldm_jax.build import autoencoder, diffusion, pretrained, workdir
+from ldm_jax.pretrained import start
 from ldm_jax.training import sharding, step
-from tests import tiny
+from tests import model_folders, tiny
 from tests.drawn import like
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
@@ -28,6 +29,10 @@ SIZES = {
     "churches_f8": {"network": 294_966_916},
     "imagenet_f4": {"network": 400_920_579},
     "text_to_image_f8": {"network": 872_300_484, "conditioner": 542_895_360},
+    # Of diffusers' own models: see tests/published_unets.py and tests/test_clip.py.
+    "sd15_finetune": {"network": 859_520_964, "conditioner": 123_060_480},
+    "sd21_finetune": {"network": 865_910_724, "conditioner": 340_387_840},
+    "sdxl_finetune": {"network": 2_567_463_684, "conditioner": 817_720_320},
 }
 FACTORS = {"churches_f8": (8, 4), "imagenet_f4": (4, 3), "text_to_image_f8": (8, 4), "demo": (4, 4)}
 
@@ -68,6 +73,8 @@ def with_coder(monkeypatch):
 
 def shapes_of(name, config, with_coder):
     key = jax.random.key(0)
+    if "init" in config:
+        return start.shapes(pretrained.opened(config))
     if workdir.check_config(config) == "autoencoder":
         return jax.eval_shape(functools.partial(autoencoder.init, config), key)
     with_coder(name)
@@ -82,8 +89,11 @@ def count(tree):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_full_size_is_that_of_the_reference(name, with_coder):
+def test_the_full_size_is_that_of_the_reference(name, with_coder, tmp_path):
     config = config_of(name)
+    if "init" in config:
+        kind = name.removesuffix("_finetune")
+        config.init.path = str(model_folders.write(tmp_path, kind, reduced=False))
     shapes = shapes_of(name, config, with_coder)
     for part, size in SIZES[name].items():
         assert count(shapes[part]) == size
@@ -105,6 +115,8 @@ def test_a_config_is_complete_and_locked(name):
 def smaller(name):
     """The same config on tiny pictures, with its coarsest level, narrow layers and a small batch."""
     config = config_of(name)
+    if "init" in config:
+        return model_folders.smaller(config, name.removesuffix("_finetune"))
     with config.unlocked(), config.ignore_type():
         labelled = config.get("conditioner", {}).get("name") == "Label"
         pictures = tiny.shared_classes() if labelled else tiny.shared_pictures()
@@ -135,7 +147,8 @@ def smaller(name):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The steps of XL are those of tests/test_finetune.py.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sdxl_finetune"])
 def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     config = smaller(name)
     if "codec" in config:

@@ -61,7 +61,9 @@ def test_only_build_reads_configs(path):
         assert "ml_collections" not in {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("part", ["data", "metrics/shape_reader.py"])
+@pytest.mark.parametrize(
+    "part", ["data", "metrics/shape_reader.py", "weights/prompts.py", "weights/byte_pairs.py"]
+)
 def test_data_workers_do_not_import_jax(part):
     for path in MODULES:
         if str(path.relative_to(ROOT)).startswith(part):

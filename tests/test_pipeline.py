@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 import itertools
 import pickle
@@ -265,3 +266,22 @@ def test_numbers_may_be_written_as_text():
         pipeline._numbers("label", ["0.5"], Noise())
     with pytest.raises(ValueError, match="32 bits"):
         pipeline._numbers("id", [2**40], Noise())
+
+
+def test_sizes_and_several_texts_are_fields():
+    texts = {name: functools.partial(len_of, k) for k, name in enumerate(["tokens", "tokens_2"])}
+    batches = make(Noise(size=(10, 30)), crop="random", fields=("sizes", *texts), texts=texts)
+    batch = batches[0]
+    assert batch["sizes"].dtype == np.float32
+    np.testing.assert_array_equal(batch["sizes"][:, [0, 1, 2, 4, 5]], [[10, 30, 0, 8, 8]] * 4)
+    assert len({*batch["sizes"][:, 3]}) > 1
+    assert batch["sizes"][:, 3].max() <= 24 - 8
+    lengths = [[len(caption)] for caption in batches.captions(0)]
+    np.testing.assert_array_equal(batch["tokens"], lengths)
+    np.testing.assert_array_equal(batch["tokens_2"], np.array(lengths) + 1)
+    again = pickle.loads(pickle.dumps(batches))
+    assert_same(again[0], batch)
+
+
+def len_of(more, captions):
+    return np.array([[len(caption) + more] for caption in captions], np.int32)

@@ -234,3 +234,44 @@ def test_the_pictures_of_a_camera_with_two_frames_open():
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert rgb(data).min() > 250
+
+
+def ramp(height, width):
+    """Each pixel says in which column (red) and row (green) it stands."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20)])
+def test_sizes_say_where_the_crop_lies(height, width, flip):
+    picture, original = transforms.decode_sized(encoded(Image.fromarray(ramp(height, width))))
+    seen = set()
+    for seed in range(20):
+        cut = view(picture.size, (20, 20), "random", flip, seed)
+        shown = transforms.show(picture, cut, (20, 20))
+        # In a mirrored picture columns are counted from its own left.
+        column = width - 1 - int(shown[0, 0, 0]) if cut.flip else int(shown[0, 0, 0])
+        place = transforms.sizes(original, cut, (20, 20)).tolist()
+        assert place == [height, width, shown[0, 0, 1], column, 20, 20]
+        seen.add((*place[2:4], cut.flip))
+    assert len(seen) > 5
+
+
+def test_sizes_are_those_before_and_after_the_picture_was_resized():
+    # Twice as large as the target: the crop's place is in the resized picture.
+    cut = transforms.Window((60, 20), (13.0, 0.0, 33.0, 20.0), flip=False)
+    assert transforms.sizes((20, 60), cut, (10, 10)).tolist() == [20, 60, 0, 6, 10, 10]
+    mirrored = cut._replace(flip=True)
+    assert transforms.sizes((20, 60), mirrored, (10, 10)).tolist() == [20, 60, 0, 14, 10, 10]
+
+
+def test_the_original_size_is_before_the_reduced_decoding_and_after_the_rotation():
+    photograph = Image.fromarray(ramp(200, 240).repeat(4, 0).repeat(4, 1))
+    data = encoded(photograph, "JPEG")
+    picture, original = transforms.decode_sized(data, at_least=(64, 64))
+    assert (picture.size, original) == ((240, 200), (800, 960))
+    exif = photograph.getexif()
+    exif[0x0112] = 6
+    picture, original = transforms.decode_sized(encoded(photograph, "JPEG", exif=exif))
+    assert (picture.size, original) == ((800, 960), (960, 800))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, sampler, workdir
+from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, workdir
 from ldm_jax.pipeline import Pipeline, Sampling
 from ldm_jax.training.loop import Run
 
@@ -20,7 +20,9 @@ def run(config: ConfigDict, directory: str | Path) -> Run:
       ValueError, FileNotFoundError: one sentence that names what is wrong and what to do.
     """
     kinds = {"autoencoder": autoencoder.run, "diffusion": diffusion.run}
-    return kinds[workdir.check_config(config)](config, Path(directory))
+    kind = workdir.check_config(config)
+    start = pretrained.run if "init" in config else kinds[kind]
+    return start(config, Path(directory))
 
 
 def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
@@ -36,7 +38,8 @@ def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
         raise ValueError(
             f"{directory} holds a run of kind {kind!r}; only a diffusion model can be sampled"
         )
-    return diffusion.pipeline(config, Path(directory), step)
+    of = pretrained if "init" in config else diffusion
+    return of.pipeline(config, Path(directory), step)
 
 
 def sampling(directory: str | Path, of: Pipeline, film: bool = False, **override: Any) -> Sampling:

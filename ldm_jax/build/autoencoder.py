@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ldm_jax.build import parts, workdir
 from ldm_jax.build.sections import checked, make, section
 from ldm_jax.models import features
-from ldm_jax.training import evaluation, loop
+from ldm_jax.training import evaluation, loop, sharding
 from ldm_jax.types import Params
 
 PERCEPTUAL = dict(weight=float, random_init=int)
@@ -84,7 +84,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         mesh=mesh,
         init=lambda key: init(config, key),
         loss=loss,
-        frozen=arrays,
+        frozen=jax.device_put(arrays, sharding.replicated(mesh)),
         batches=parts.batches(config, source, fields=()).iterate,
         evaluate=evaluation.autoencoder(autoencoder, mesh, fixed, shown),
         example=fixed[0],

@@ -3,7 +3,7 @@
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,37 @@ def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dic
     return loss, given.get("drop", 0.0)
 
 
+def learning(
+    config: ConfigDict,
+    of: LatentDiffusion,
+    *,
+    mesh: Mesh,
+    fixed: Sequence[dict[str, np.ndarray]],
+    captions: Sequence[str] | None,
+    together: Sequence[str] = (),
+    whole: Callable[..., Any] = lambda f: f,
+    **more: Any,
+) -> loop.Run:
+    """The run of a model by the config's objective; `fixed` and their `captions` are for validation.
+
+    `whole` turns functions of the model's parameters and the codec's arrays into functions of what the run trains and
+    what it does not; `together` is `diffusion_loss`'s, and the rest `parts.run`'s.
+    """
+    objective_, drop = objective(config, of)
+    count = min(parts.log_options(config)["samples"], len(fixed[0]["x"]))
+    validation = diffusion_loss.diffusion_loss(of, objective_, 0.0, train=False)
+    draw = sampler.drawer(config, of, latent_shape(config, of.codec), mesh, fixed[0], count)
+    shown = None if captions is None else captions[:count]
+    return parts.run(
+        config,
+        mesh=mesh,
+        loss=whole(diffusion_loss.diffusion_loss(of, objective_, drop, together=together)),
+        evaluate=evaluation.diffusion(whole(validation), mesh, fixed, whole(draw), shown),
+        example=fixed[0],
+        **more,
+    )
+
+
 def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     source = parts.source(config)
@@ -220,23 +251,19 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     of, arrays, origin = model(config, mesh, directory, provided)
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     batches = parts.batches(config, source, **reading)
-    objective_, drop = objective(config, of)
     fixed = parts.validation_batches(config, **reading)
-    count = min(parts.log_options(config)["samples"], len(fixed[0]["x"]))
     captions = None
     if trained is not None:
-        captions = [trained.decode(ids) for ids in fixed[0]["tokens"][:count]]
-    validation = diffusion_loss.diffusion_loss(of, objective_, 0.0, train=False)
-    draw = sampler.drawer(config, of, latent_shape(config, of.codec), mesh, fixed[0], count)
-    made = parts.run(
+        captions = [trained.decode(ids) for ids in fixed[0]["tokens"]]
+    made = learning(
         config,
+        of,
         mesh=mesh,
+        fixed=fixed,
+        captions=captions,
         init=functools.partial(init, config, of, provided),
-        loss=diffusion_loss.diffusion_loss(of, objective_, drop),
-        frozen=arrays,
+        frozen=jax.device_put(arrays, sharding.replicated(mesh)),
         batches=batches.iterate,
-        evaluate=evaluation.diffusion(validation, mesh, fixed, draw, captions),
-        example=fixed[0],
     )
     workdir.claim(config, source, directory)
     keep_tokenizer(trained, directory)
@@ -254,6 +281,8 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, shardings, step)
+    length = provided.get("length", 0)
+    texts = {} if trained is None else {"tokens": lambda rows: text.encode(trained, rows, length)}
     return Pipeline(
         model=of,
         params=params,
@@ -262,7 +291,6 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
         mesh=mesh,
         step=at,
         config_hash=workdir.config_hash(config),
-        tokenizer=trained,
-        length=provided.get("length", 0),
+        texts=texts,
         classes=workdir.classes(directory),
     )

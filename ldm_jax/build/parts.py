@@ -47,22 +47,25 @@ def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> 
     """The input pipeline over a source, sharded by process; `fields` are those that a conditioner reads."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
     options |= dict(process_index=jax.process_index(), process_count=jax.process_count())
-    options |= dict(fields=tuple(f for f in fields if f != "tokens"))  # those are the tokenizer's
+    made = {"tokens", *more.get("texts", ())}  # of captions
+    options |= dict(fields=tuple(f for f in fields if f not in made))
     return input_pipeline.batches(of, **(options | dict(seed=config.seed) | more))
 
 
+def validation(config: ConfigDict, **more: Any) -> Any:
+    """The input pipeline over the validation source, always the same: centre crops, no flips."""
+    of = source(config, **data(config)["validation"])
+    return batches(config, of, crop="center", flip=False, shuffle=False, **more)
+
+
 def validation_batches(config: ConfigDict, **more: Any) -> list[dict[str, np.ndarray]]:
-    """The first few batches of the validation source, always the same: centre crops, no flips."""
-    log = log_options(config)
-    fixed = batches(
-        config,
-        source(config, **data(config)["validation"]),
-        crop="center",
-        flip=False,
-        shuffle=False,
-        **more,
-    )
-    taken = [fixed[i] for i in range(log["batches"])]
+    """The first few batches of the validation source."""
+    return first_batches(config, validation(config, **more))
+
+
+def first_batches(config: ConfigDict, of: Any) -> list[dict[str, np.ndarray]]:
+    """As many as the log's section asks for."""
+    taken = [of[i] for i in range(log_options(config)["batches"])]
     return [{k: v for k, v in batch.items() if not k.startswith("_")} for batch in taken]
 
 
@@ -80,8 +83,9 @@ def run(
     batches: Callable[[int], Generator[dict[str, np.ndarray]]],
     evaluate: Callable[[Params, Params], loop.Evaluation],
     example: dict[str, np.ndarray],
+    load: Callable[[Any], Params] | None = None,
 ) -> loop.Run:
-    """A Run; its optimizer, schedule and logging are those of the config.
+    """A Run; its optimizer, schedule and logging are those of the config. `frozen` lies on the mesh.
 
     Parameters and loss are gone through by shape, with the fields of `example`, so that what does not fit is known
     before any compile.
@@ -122,7 +126,7 @@ def run(
         init=init,
         loss=loss,
         optimizer=optimizer,
-        frozen=jax.device_put(frozen, sharding.replicated(mesh)),
+        frozen=frozen,
         batches=batches,
         evaluate=evaluate,
         ema=ema,
@@ -132,4 +136,5 @@ def run(
         save_every=log["save"],
         keep=log["keep"],
         max_skipped=log["max_skipped"],
+        load=load,
     )

@@ -13,12 +13,16 @@ from ldm_jax.build.sections import checked, did_you_mean, plain, section
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
 KINDS = {
     "autoencoder": COMMON | {"discriminator", "perceptual"},
-    "diffusion": COMMON | {"tokenizer", "codec", "conditioner", "path", "target", "sampler"},
+    "diffusion": COMMON
+    | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
 }
-OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner"}
+OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init"}
+PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
+RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
 NUMBERS = dict(seed=int, steps=int)
-MAY_CHANGE = ("steps", "log", "mesh", "sharding")  # between two starts of one run
+# Between two starts of one run; what lies at `init.path` is known by its hash.
+MAY_CHANGE = ("steps", "log", "mesh", "sharding", "init.path")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -98,8 +102,13 @@ def remember(path: Path, value: Any) -> None:
 
 def _differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in sorted(a.keys() | b.keys()) if at or k not in MAY_CHANGE]
-        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{at}.{k}" if at else k)]
+        names = {k: f"{at}.{k}" if at else k for k in sorted(a.keys() | b.keys())}
+        return [
+            d
+            for k, name in names.items()
+            if name not in MAY_CHANGE
+            for d in _differences(a.get(k), b.get(k), name)
+        ]
     return [] if a == b else [(at, a, b)]
 
 
@@ -122,7 +131,12 @@ def check_config(config: ConfigDict) -> str:
             raise ValueError(
                 f"the config has an unknown section {key!r}{did_you_mean(key, KINDS[kind])}"
             )
-    missing = sorted(KINDS[kind] - OPTIONAL - set(given))
+    if "init" in given and (twice := sorted(PRETRAINED & set(given))):
+        raise ValueError(
+            f"the sections {twice} contradict 'init', whose model has its own; leave them out, or leave out 'init'"
+        )
+    elsewhere = PRETRAINED | RETRAINED if "init" in given else set()
+    missing = sorted(KINDS[kind] - OPTIONAL - elsewhere - set(given))
     if missing:
         raise ValueError(f"the config lacks the sections {missing}")
     checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)

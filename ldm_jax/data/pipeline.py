@@ -10,8 +10,9 @@ A record that cannot be shown is replaced by the next one that can. The batch sa
 since it may come from a worker process, and `BadRecords` counts and names it on the host.
 """
 
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,8 @@ from absl import flags, logging
 from ldm_jax.data import tokenizer as text
 from ldm_jax.data import transforms
 
+Rows = Callable[[Sequence[str]], np.ndarray]  # captions -> rows of numbers; picklable, for workers
+SIZES = "sizes"  # the field that is made here: see `transforms.sizes`
 _PATIENCE = 100  # so many unreadable records in a row are no accident
 
 
@@ -63,8 +66,7 @@ class Batches:
     crop: str
     flip: bool
     fields: tuple[str, ...]
-    tokenizer: Any = field(repr=False)
-    length: int
+    texts: tuple[tuple[str, Rows], ...] = field(repr=False)
     process_index: int
     process_count: int
     workers: int
@@ -83,9 +85,8 @@ class Batches:
         out = {"x": transforms.to_unit(np.stack([example["x"] for example in examples]))}
         for name in self.fields:
             out[name] = _numbers(name, [example[name] for example in examples], self.source)
-        if self.tokenizer is not None:
-            captions = [example["caption"] for example in examples]
-            out["tokens"] = text.encode(self.tokenizer, captions, self.length)
+        for name, rows in self.texts:
+            out[name] = rows([example["caption"] for example in examples])
         out["_bad"] = np.array([example["_bad"] for example in examples], np.int64)
         return out
 
@@ -156,11 +157,13 @@ class Batches:
 
     def _shown(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         record = self.source[index]
-        image = transforms.decode(record["image"], at_least=self.size)
+        image, original = transforms.decode_sized(record["image"], at_least=self.size)
         view = transforms.window(image.size, self.size, crop=self.crop, flip=self.flip, rng=rng)
         example = {"x": transforms.show(image, view, self.size)}
         for name in self.fields:
-            example[name] = record[name]
+            example[name] = (
+                transforms.sizes(original, view, self.size) if name == SIZES else record[name]
+            )
         if "segmentation" in self.fields:
             labels = transforms.decode_labels(record["segmentation"])
             example["segmentation"] = transforms.show_labels(labels, view, self.size)[..., None]
@@ -183,6 +186,7 @@ def batches(
     fields: Sequence[str] = (),
     tokenizer: Any = None,
     length: int = 77,
+    texts: Mapping[str, Rows] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -198,8 +202,10 @@ def batches(
       size: the side, or (h, w).
       crop: "center" or "random"; `flip`: mirror every second picture at random.
       fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h w
-        1], cut and mirrored with the picture), or any field of numbers (int32 or float32 [b ...]).
+        1], cut and mirrored with the picture), any field of numbers (int32 or float32 [b ...]), or
+        "sizes" (float32 [b 6]), which are made here: see `transforms.sizes`.
       tokenizer: with it, `tokens` are the captions in `length` numbers.
+      texts: further fields of this kind, with functions that make such rows of captions.
       workers: worker processes; 0 means threads of this one.
       prefetch: how many batches to compute ahead (in each worker).
       max_bad_rate: the share of unreadable records above which `iterate` stops.
@@ -227,30 +233,32 @@ def batches(
         raise ValueError(
             f"seed={seed}, workers={workers}, prefetch={prefetch}: at least 0, 0 and 1"
         )
-    if "tokens" in fields and tokenizer is None:
+    texts = dict(texts or {})
+    if tokenizer is not None:
+        text.null_ids(tokenizer, length)  # raises where there is no room
+        texts["tokens"] = functools.partial(text.encode, tokenizer, length=length)
+    if "tokens" in fields and "tokens" not in texts:
         raise ValueError("the field 'tokens' needs a tokenizer; train one on source.captions()")
-    fields = tuple(name for name in fields if name != "tokens")
-    absent = [name for name in fields if name not in source.fields]
+    fields = tuple(name for name in fields if name not in texts)
+    stored = tuple(name for name in fields if name != SIZES)
+    absent = [name for name in stored if name not in source.fields]
     if absent:
         raise ValueError(
             f"{source.name} has no field {absent[0]!r}; its fields are {source.fields}"
         )
-    if tokenizer is not None and "caption" not in source.fields:
+    if texts and "caption" not in source.fields:
         raise ValueError(
             f"{source.name} has no captions to make tokens of; its fields are {source.fields}"
         )
-    if tokenizer is not None:
-        text.null_ids(tokenizer, length)  # raises where there is no room
     return Batches(
-        source=source.only(("image", "caption", *fields)),
+        source=source.only(("image", "caption", *stored)),
         batch=batch,
         size=height_width,
         seed=seed,
         crop=crop,
         flip=flip,
         fields=fields,
-        tokenizer=tokenizer,
-        length=length,
+        texts=tuple(texts.items()),
         process_index=process_index,
         process_count=process_count,
         workers=workers,

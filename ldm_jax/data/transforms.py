@@ -27,6 +27,7 @@ FORMATS = (
     "PPM",
 )  # JPEG covers MPO, as cameras write it
 _ORIENTATION = 0x0112  # the EXIF tag
+_ON_THE_SIDE = (5, 6, 7, 8)  # its values for which height and width change places
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -84,14 +85,29 @@ def decode(
     Raises:
       BadImage: the data cannot be decoded, or have more than `max_pixels` pixels.
     """
+    return decode_sized(data, at_least=at_least, max_pixels=max_pixels)[0]
+
+
+def decode_sized(
+    data: Any, *, at_least: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """`decode`, and the size (h, w) that the picture had, whatever fraction of it was decoded.
+
+    Raises:
+      BadImage: see `decode`.
+    """
     try:
         image = _open(data, max_pixels)
+        width, height = image.size
         if at_least is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (2 * max(at_least),) * 2)
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation != 1:
             image = ImageOps.exif_transpose(image)
-        return _rgb(image)
+        if orientation in _ON_THE_SIDE:
+            width, height = height, width
+        return _rgb(image), (height, width)
     except BadImage:
         raise
     except Exception as error:  # decoders of hostile bytes raise anything, even KeyError
@@ -154,6 +170,21 @@ def show_labels(
     rows = (top + (np.arange(h) + 0.5) * (bottom - top) / h).astype(int).clip(0, height - 1)
     shown = labels[rows[:, None], columns]
     return shown[:, ::-1] if view.flip else shown
+
+
+def sizes(
+    original: tuple[int, int], view: Window, target: tuple[int, int]
+) -> Float[np.ndarray, "6"]:
+    """What SDXL is told of a picture (Podell et al. 2023, section 2.2), in pixels.
+
+    Its height and width before anything was done to it, the top and left of the cut in the picture
+    as it was resized (and mirrored, if it was), and height and width of the target.
+    """
+    (h, w), (left, top, right, bottom) = target, view.box
+    if view.flip:
+        left = view.source[0] - right
+    top, left = round(top * h / (bottom - view.box[1])), round(left * w / (right - view.box[0]))
+    return np.array([*original, top, left, h, w], np.float32)
 
 
 def to_unit(pixels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

@@ -1,6 +1,6 @@
 """The loss of the second stage: encode with the frozen codec, drop conditions, and regress the target."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +18,21 @@ def diffusion_loss(
     objective: Callable[..., Any],
     drop: float | Mapping[str, float] = 0.1,
     train: bool = True,
+    together: Sequence[str] = (),
 ) -> Loss:
     """A Loss over the parameters of network and conditioner; `frozen` are the arrays of the codec.
 
     `objective(network)` is a loss of (rng, x0, cond), e.g. `objectives.diffusion_loss` with all but its network bound.
     `drop` is the probability with which a condition is replaced by the null condition, for all fields or by field
-    (Ho & Salimans 2022). `train=False` leaves the network's own drop-out off.
+    (Ho & Salimans 2022); fields that are dropped `together`, such as two encodings of one caption, follow the first of
+    them. `train=False` leaves the network's own drop-out off.
     """
 
     def loss(params, frozen, batch, rng, step):
         for_codec, for_drop, for_noise, for_dropout = jax.random.split(rng, 4)
         x0 = jax.lax.stop_gradient(model.codec.encode(frozen, batch["x"], for_codec))
         drops = conditioners.draw_drops(for_drop, model.fields, drop, x0.shape[0])
+        drops |= {field: drops[together[0]] for field in together}
         cond = model.condition(params, batch, drops)
         value, parts = objective(model.raw(params, for_dropout if train else None))(
             for_noise, x0, cond
@@ -38,3 +41,15 @@ def diffusion_loss(
         return value, {f"loss_t{i}": bins[i] for i in range(BINS)}
 
     return loss
+
+
+def with_frozen(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f(params, arrays, ...)` of a whole model as a function of what is trained and what is not.
+
+    The latter is {"params": the other parameters, "arrays": the codec's}.
+    """
+
+    def whole(params, frozen, *rest):
+        return f(params | frozen["params"], frozen["arrays"], *rest)
+
+    return whole

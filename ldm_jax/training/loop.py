@@ -49,6 +49,8 @@ class Run(NamedTuple):
     save_every: int
     keep: int
     max_skipped: int
+    # Parameters to start from, born with these layouts; `init` then says their shapes alone.
+    load: Callable[[Any], Params] | None = None
 
 
 class TrainingStopped(RuntimeError):
@@ -129,7 +131,7 @@ class Window:
 
 
 def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, Any]:
-    """The latest checkpoint, or fresh parameters born with their shardings; and those shardings."""
+    """The latest checkpoint, or fresh or pretrained parameters born with their shardings; and those shardings."""
 
     def fresh(key):
         return step.init_state(run.init(key), run.optimizer)
@@ -139,6 +141,13 @@ def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, A
     layouts = sharding.state_layouts(run.mesh, run.rules, shapes)
     if saved.latest() is not None:
         return saved.restore(shapes, layouts), layouts
+    if run.load is not None:
+        begin = jax.jit(
+            lambda params: step.init_state(params, run.optimizer),
+            donate_argnums=0,
+            out_shardings=layouts,
+        )
+        return begin(run.load(layouts.params)), layouts
     return jax.jit(fresh, out_shardings=layouts)(key), layouts
 
 

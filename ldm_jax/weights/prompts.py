@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+from absl import logging
 from jaxtyping import Float, Int
 
 from ldm_jax.weights import byte_pairs, tokens, word_pieces
@@ -125,6 +126,21 @@ class Tokenizer:
                 ids[row, chunk, n + 1] = self.end
         shape = (len(found), chunks * self.length)
         return ids.reshape(shape), weights.reshape(shape)
+
+
+def rows(tokenizer: Tokenizer, captions: Sequence[str]) -> Int[np.ndarray, "b n"]:
+    """`tokenizer(captions)` for training: captions that are too long are cut, and that is logged."""
+    ids = tokenizer(captions)
+    full = [text for text, row in zip(captions, ids, strict=True) if row[-1] == tokenizer.end]
+    cut = [text for text in full if tokenizer.cut(text)]
+    if cut:
+        logging.log_first_n(
+            logging.WARNING,
+            "%d of %d captions were cut to %d tokens, such as %.80r (said 5 times)",
+            5,
+            *(len(cut), len(captions), tokenizer.length, cut[0]),
+        )
+    return ids
 
 
 def load(folder: str | Path, length: int = 77) -> Tokenizer:

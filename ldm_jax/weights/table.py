@@ -141,7 +141,7 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
 def check(
     table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()
 ) -> dict[str, Place]:
-    """Where they keep each leaf; nothing is read.
+    """Where each of our leaves is; looks at names and shapes and reads no tensor.
 
     Raises:
       Mismatch: see `load`.

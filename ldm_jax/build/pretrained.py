@@ -1,0 +1,189 @@
+"""Fine-tuning: the run of a diffusion model that starts from pretrained weights, and the pipeline that samples from it.
+
+    init = dict(weights="diffusers", path="path/to/stable-diffusion-v1-5", dtype="bfloat16")
+
+says what `model`, `conditioner`, `codec` and `tokenizer` say elsewhere, and `path` and `target` too unless the config
+has them: to train towards v what was trained towards eps, say. The network is trained, the autoencoder never is, and
+the text encoders are if `train_text_encoder` says so. What is not trained is read from the folder at every start and is
+in no checkpoint; `init.json` keeps its hash, so that it stays the same.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax.build import autoencoder, diffusion, parts, workdir
+from ldm_jax.build.sections import checked, did_you_mean
+from ldm_jax.diffusion import process
+from ldm_jax.pipeline import Pipeline
+from ldm_jax.pretrained import start
+from ldm_jax.training import checkpoints, diffusion_loss, loop, sharding
+from ldm_jax.types import Params
+
+SECTION = dict(weights=str, path=str, variant=str, dtype=str, remat=bool, train_text_encoder=bool)
+DEFAULTS = dict(variant="", dtype="float32", remat=False, train_text_encoder=False)
+KINDS = {"diffusers": start.from_folder}  # weights -> (path, dtype, remat) -> Start
+SPREAD = ((".*", "fsdp"),)  # text encoders that are not trained; the autoencoder is small
+
+
+def options(config: ConfigDict) -> dict[str, Any]:
+    """The section `init` with its defaults.
+
+    Raises:
+      ValueError, FileNotFoundError: a wrong entry, or a folder that is not there.
+    """
+    given = DEFAULTS | checked("init", config.init, SECTION, needed=("weights", "path"))
+    if given["weights"] not in KINDS:
+        raise ValueError(
+            f"init.weights = {given['weights']!r} is unknown{did_you_mean(given['weights'], KINDS)}"
+        )
+    if not Path(given["path"]).exists():
+        raise FileNotFoundError(
+            f"there is no folder {given['path']!r} with pretrained weights; say where it lies: --config.init.path=..."
+        )
+    return given
+
+
+def opened(config: ConfigDict) -> start.Start:
+    """The model that the config starts from, on the config's path and towards its target if it has them.
+
+    Raises:
+      ValueError, FileNotFoundError: one sentence about the folder, or about a path and a target that do not fit.
+    """
+    given = options(config)
+    of = KINDS[given["weights"]](given["path"], given["dtype"], given["remat"])
+    for name in sorted(workdir.RETRAINED & set(config)):
+        made = parts.make_section(f"diffusion.{name}s", config[name], name)
+        of = of._replace(model=of.model._replace(**{name: made}))
+    process.check(of.model.path, of.model.target)
+    return of
+
+
+def split(config: ConfigDict, of: start.Start) -> tuple[set[str], set[str]]:
+    """The names of the components that are trained, and of those that are not.
+
+    Raises:
+      ValueError: a text encoder is to be trained and there is none.
+    """
+    texts = set(of.encoders.values())
+    trained = {start.NETWORK}
+    if options(config)["train_text_encoder"]:
+        if not texts:
+            raise ValueError("init.train_text_encoder is set and the model has no text encoder")
+        trained |= texts
+    return trained, {start.NETWORK, start.CODEC, *texts} - trained
+
+
+def trained_shapes(config: ConfigDict, of: start.Start) -> Params:
+    """Shapes of the parameters that are trained: {"network": ...}, and "conditioner" if it is."""
+    shapes = start.shapes(of)
+    with_texts = options(config)["train_text_encoder"]
+    return {k: v for k, v in shapes.items() if k == "network" or with_texts}
+
+
+def check_origin(directory: Path, config: ConfigDict, digest: str) -> None:
+    """Looks whether what is not trained is what the run in `directory`, if there is one, was started with.
+
+    Raises:
+      ValueError: it is not.
+    """
+    path = directory / "init.json"
+    if path.is_file() and json.loads(path.read_text())["frozen_sha256"] != digest:
+        raise ValueError(
+            f"the weights in {config.init.path} are not those that the run in {directory} was started with; "
+            "put the old ones back, or give another --workdir"
+        )
+
+
+def frozen(config: ConfigDict, of: start.Start, stored: start.Stored, mesh: Mesh) -> Params:
+    """What is not trained, on the mesh: {"params": the text encoders' or {}, "arrays": the codec's}."""
+    shapes = start.shapes(of)
+    everywhere = sharding.replicated(mesh)
+    whole = jax.tree.map(lambda _: everywhere, of.components[start.CODEC].shapes)
+    arrays = jax.device_put(start.codec(of, stored, whole), everywhere)
+    if "conditioner" not in shapes or "conditioner" in trained_shapes(config, of):
+        return {"params": {}, "arrays": arrays}
+    layouts = sharding.layouts(mesh, SPREAD, shapes["conditioner"])
+    return {
+        "params": {"conditioner": start.conditioner(of, stored, layouts)},
+        "arrays": arrays,
+    }
+
+
+def run(config: ConfigDict, directory: Path) -> loop.Run:
+    mesh = parts.mesh(config)
+    of = opened(config)
+    trains, keeps = split(config, of)
+    variant = options(config)["variant"]
+    source = parts.source(config)
+    workdir.compare(config, source, directory)
+    diffusion.latent_shape(config, of.model.codec)  # raises where the pictures' size does not fit
+    reading = dict(fields=of.model.fields, texts=of.texts)
+    batches = parts.batches(config, source, **reading)
+    stored = start.tensors(of, keeps, variant)
+    weights = start.tensors(of, trains, variant)
+    digest = start.fingerprint(of, stored)
+    check_origin(directory, config, digest)
+    shapes = trained_shapes(config, of)
+
+    def init(key):
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def load(layouts):
+        params = {"network": start.network(of, weights, layouts["network"])}
+        if "conditioner" in layouts:
+            params["conditioner"] = start.conditioner(of, weights, layouts["conditioner"])
+        return params
+
+    fixed = parts.validation(config, **reading)
+    made = diffusion.learning(
+        config,
+        of.model,
+        mesh=mesh,
+        fixed=parts.first_batches(config, fixed),
+        captions=fixed.captions(0) if of.texts else None,
+        together=tuple(of.texts),
+        whole=diffusion_loss.with_frozen,
+        init=init,
+        load=load,
+        frozen=frozen(config, of, stored, mesh),
+        batches=batches.iterate,
+    )
+    workdir.claim(config, source, directory)
+    origin = {k: options(config)[k] for k in ("weights", "path", "variant")}
+    workdir.remember(directory / "init.json", origin | {"frozen_sha256": digest})
+    return made
+
+
+def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pipeline:
+    mesh = sharding.make_mesh()
+    if not Path(config.init.path).exists():
+        raise FileNotFoundError(
+            f"the run in {directory} reads what it did not train from {config.init.path}, and there is no such folder; "
+            f"put it back, or write its new place into {directory / 'config.json'}"
+        )
+    of = opened(config)
+    stored = start.tensors(of, split(config, of)[1], options(config)["variant"])
+    check_origin(directory, config, start.fingerprint(of, stored))
+    shapes = trained_shapes(config, of)
+    layouts = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+    params, at = checkpoints.load_ema(directory, shapes, layouts, step)
+    rest = frozen(config, of, stored, mesh)
+    *size, _ = autoencoder.data_shape(config)
+    return Pipeline(
+        model=of.model,
+        params=params | rest["params"],
+        arrays=rest["arrays"],
+        shape=diffusion.latent_shape(config, of.model.codec),
+        mesh=mesh,
+        step=at,
+        config_hash=workdir.config_hash(config),
+        texts=of.texts,
+        # Of a picture that was made in its size and not cut.
+        common={"sizes": (*size, 0.0, 0.0, *size)} if "sizes" in of.model.fields else {},
+    )
