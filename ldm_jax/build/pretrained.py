@@ -27,7 +27,7 @@ from ldm_jax.types import Params
 
 SECTION = dict(weights=str, path=str, variant=str, dtype=str, remat=bool, train_text_encoder=bool)
 DEFAULTS = dict(variant="", dtype="float32", remat=False, train_text_encoder=False)
-KINDS = {"diffusers": start.from_folder}  # weights -> (path, dtype, remat) -> Start
+KINDS = {"diffusers": start.from_folder}  # weights -> (path, variant, dtype, remat) -> Start
 SPREAD = ((".*", "fsdp"),)  # text encoders that are not trained; the autoencoder is small
 
 
@@ -56,7 +56,8 @@ def opened(config: ConfigDict) -> start.Start:
       ValueError, FileNotFoundError: one sentence about the folder, or about a path and a target that do not fit.
     """
     given = options(config)
-    of = KINDS[given["weights"]](given["path"], given["dtype"], given["remat"])
+    asked = (given[name] for name in ("path", "variant", "dtype", "remat"))
+    of = KINDS[given["weights"]](*asked)
     for name in sorted(workdir.RETRAINED & set(config)):
         made = parts.make_section(f"diffusion.{name}s", config[name], name)
         of = of._replace(model=of.model._replace(**{name: made}))
@@ -119,14 +120,13 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     of = opened(config)
     trains, keeps = split(config, of)
-    variant = options(config)["variant"]
     source = parts.source(config)
     workdir.compare(config, source, directory)
     diffusion.latent_shape(config, of.model.codec)  # raises where the pictures' size does not fit
     reading = dict(fields=of.model.fields, texts=of.texts)
     batches = parts.batches(config, source, **reading)
-    stored = start.tensors(of, keeps, variant)
-    weights = start.tensors(of, trains, variant)
+    stored = start.tensors(of, keeps)
+    weights = start.tensors(of, trains)
     digest = start.fingerprint(of, stored)
     check_origin(directory, config, digest)
     shapes = trained_shapes(config, of)
@@ -168,7 +168,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
             f"put it back, or write its new place into {directory / 'config.json'}"
         )
     of = opened(config)
-    stored = start.tensors(of, split(config, of)[1], options(config)["variant"])
+    stored = start.tensors(of, split(config, of)[1])
     check_origin(directory, config, start.fingerprint(of, stored))
     shapes = trained_shapes(config, of)
     layouts = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)

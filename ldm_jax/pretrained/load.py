@@ -92,14 +92,20 @@ def _load(
     mesh: Mesh,
     rules: Sequence[tuple[str, Any]],
 ) -> Params:
-    """The parameters of a component, born where the rules want them."""
     names = tree.names(component.shapes)
     # The rules of one network need not match another's leaves.
     fitting = [(p, v) for p, v in rules if any(re.fullmatch(p, name) for name in names)]
+    return onto(component, given, dtype, sharding.layouts(mesh, fitting, component.shapes))
+
+
+def onto(
+    component: components.Component, given: sources.Tensors, dtype: Any, layouts: Params
+) -> Params:
+    """The parameters of a component, born with these shardings; raises as `table.load`."""
     shapes = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         component.shapes,
-        sharding.layouts(mesh, fitting, component.shapes),
+        layouts,
     )
     return table.load(given.rows, shapes, given.tensors, ignore=given.ignore)
 
