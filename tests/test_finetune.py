@@ -138,7 +138,9 @@ def test_what_the_folder_says_can_be_said_otherwise():
 
 
 def test_the_autoencoder_of_xl_computes_in_float32():
-    of, plain = (start.from_folder(model_folders.shared(k), "bfloat16") for k in ("sdxl", "sd15"))
+    of, plain = (
+        start.from_folder(model_folders.shared(k), dtype="bfloat16") for k in ("sdxl", "sd15")
+    )
     assert [of.components[name].module.dtype for name in ("unet", "vae")] == ["bfloat16", "float32"]
     assert plain.components["vae"].module.dtype == "bfloat16"
 

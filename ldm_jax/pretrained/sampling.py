@@ -27,17 +27,17 @@ def sampler(
     own_null: bool,
     edits: bool,
 ) -> Any:
-    """`(params, arrays, batch, negative batch, fields of the condition, start, keys, points, scales) -> images`.
+    """`(params, arrays, batch, negative batch, fields of the condition, start, noise, points, scales, eta) -> images`.
 
     `own_null`: the null condition is the model's, and the negative batch idle; `edits`: guidance by text and image.
     """
-    step = getattr(solvers, solver)()
 
     def steer(net, params):
         return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
 
     @jax.jit
-    def draw(params, arrays, batch, negative, extra, start, keys, points, scales):
+    def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta):
+        step = solvers.ddim(eta) if solver == "ddim" else getattr(solvers, solver)()
         cond = model.condition(params, batch).replace(**extra)
         network = model.raw(params)
         if controlnets:
@@ -52,7 +52,7 @@ def sampler(
                 denoise = guidance.edit(denoise, null, blind, *scales)
             else:
                 denoise = guidance.cfg(denoise, null, scales[0])
-        z, _ = samplers.sample(denoise, step, points, start, keys, cond)
+        z, _ = samplers.sample(denoise, step, points, start, noise, cond)
         return model.codec.decode(arrays, z)
 
     return draw

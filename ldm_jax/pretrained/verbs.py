@@ -7,6 +7,8 @@ Arguments that all of them take, and that mean the same everywhere:
     steps, solver     of sampling; solvers by their names in `diffusion.solvers`
     guidance          scale of classifier-free guidance; 1 is none
     latents           standard normal noise [b, h/f, w/f, c] in place of that of the seeds
+    noises            the noise of every step [steps, b, h/f, w/f, c] for a stochastic solver, in place of the seeds'
+    eta               of the solver ddim: 0 is deterministic, 1 is ddpm
     hints             an `inputs.Hint` for each ControlNet
     sizes             of XL: `original_size`, `crop`, `target_size` (each (height, width), or (top, left)), and
                       `aesthetic_score` of the refiner; by default the image's own size, uncropped
@@ -47,6 +49,8 @@ def text_to_image(
     height: int | None = None,
     width: int | None = None,
     hints: Sequence[Hint] = (),
+    eta: float = 0.0,
+    noises: Any = None,
     **sizes: Any,
 ) -> Images:
     """Pictures of prompts, by default of the size that the model was trained on."""
@@ -59,7 +63,8 @@ def text_to_image(
     at = inputs.points(pipe, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
-    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
+    noisy = dict(eta=eta, noises=noises)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed, **noisy)
 
 
 def unconditional(
@@ -99,6 +104,8 @@ def image_to_image(
     seed: int = 0,
     latents: Any = None,
     hints: Sequence[Hint] = (),
+    eta: float = 0.0,
+    noises: Any = None,
     **sizes: Any,
 ) -> Images:
     """Pictures after other pictures: these, noised to the level of `strength` in (0, 1], and denoised by the prompt.
@@ -111,7 +118,8 @@ def image_to_image(
     start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
-    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
+    noisy = dict(eta=eta, noises=noises)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed, **noisy)
 
 
 def depth_to_image(
@@ -279,10 +287,19 @@ def draw(
     scale: float,
     seed: int,
     image_scale: float | None = None,
+    eta: float = 0.0,
+    noises: Any = None,
 ) -> Images:
     """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
     if solver not in sampling.SOLVERS:
         raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
+    if eta and solver != "ddim":
+        raise ValueError(f"eta={eta} is for the solver ddim and {solver!r} was asked for")
+    steps = len(at.t) - 1
+    if noises is not None and noises.shape != (steps, *start.shape):
+        raise ValueError(
+            f"noises of shape {noises.shape} were given; {(steps, *start.shape)} is needed"
+        )
     run = sampling.sampler(
         pipe.model,
         tuple(net.module for net in pipe.controlnets),
@@ -294,5 +311,6 @@ def draw(
     given = (positive, positive if negative is None else negative, extra, start)
     placed = [inputs.place(pipe, tree) for tree in given]
     scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
-    x = run(pipe.params, pipe.arrays, *placed, sampling.keys(seed, len(start)), at, scales)
+    noise = sampling.keys(seed, len(start)) if noises is None else jnp.asarray(noises)
+    x = run(pipe.params, pipe.arrays, *placed, noise, at, scales, jnp.float32(eta))
     return np.asarray(x)

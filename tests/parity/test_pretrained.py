@@ -534,3 +534,28 @@ def test_long_and_weighted_prompts(tmp_path):
     )
     assert np.abs(weighed - plain).max() > 1e-2
     np.testing.assert_allclose(weighed.mean(), plain.mean(), atol=1e-5)
+
+
+def test_noise_of_every_step_can_be_given(tmp_path):
+    theirs = stable_diffusion(tmp_path)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    z, steps = random(2, 8, 8, 4), 10
+    generator = torch.Generator().manual_seed(3)
+    noises = torch.stack([torch.randn(2, 4, 8, 8, generator=generator) for _ in range(steps)])
+    expected = theirs(
+        PROMPTS,
+        num_inference_steps=steps,
+        latents=first(z),
+        height=16,
+        width=16,
+        eta=1.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+    ).images
+    noises = noises.permute(0, 1, 3, 4, 2).numpy()
+    given = dict(steps=steps, latents=z, eta=1.0, noises=noises)
+    close(pipe.text_to_image(PROMPTS, **given), expected)
+    with pytest.raises(ValueError, match=r"noises of shape \(9, 2, 8, 8, 4\) were given"):
+        pipe.text_to_image(PROMPTS, **given | dict(noises=noises[1:]))
+    with pytest.raises(ValueError, match="is for the solver ddim"):
+        pipe.text_to_image(PROMPTS, **given, solver="euler")
