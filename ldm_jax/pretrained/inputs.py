@@ -147,8 +147,9 @@ def controls(
             f"{len(hints)} hints for {len(pipe.controlnets)} ControlNets; give one for each "
             "(from_pretrained(..., controlnets=[...]) loads them)"
         )
-    steps = len(at.t) - 1
-    clock = np.asarray(at.t[:-1]) * (pipe.model.path.steps - 1)
+    t, alpha, sigma = map(np.asarray, at)
+    clock = t[:-1][(np.diff(alpha) != 0) | (np.diff(sigma) != 0)] * (pipe.model.path.steps - 1)
+    steps = len(clock)  # those that lead on
     found = []
     for hint in hints:
         if hint.images.shape[:3] != (n, *size):

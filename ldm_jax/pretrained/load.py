@@ -56,8 +56,8 @@ def from_pretrained(
     Raises:
       FileNotFoundError, ValueError: one sentence that says what is missing or does not fit; nothing is half-loaded.
     """
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise ValueError(f"dtype={jnp.dtype(dtype).name} is not among {DTYPES}")
+    if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
+        raise ValueError(f"dtype={dtype} is not among {DTYPES}")
     dtype = jnp.dtype(dtype)
     opened = folder.open_folder(_local(path, revision))
     mesh = sharding.make_mesh() if mesh is None else mesh

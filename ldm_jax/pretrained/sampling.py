@@ -5,12 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
 from ldm_jax.latent_diffusion import LatentDiffusion
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
+
+
+def resting(solver: samplers.Solver) -> samplers.Solver:
+    """The solver, but a step from a noise level to the same one asks no network and leaves x as it is."""
+
+    def step(denoise, x, p, q, memory, rng):
+        moves = (p.alpha != q.alpha) | (p.sigma != q.sigma)
+        return lax.cond(
+            moves,
+            lambda: solver.step(denoise, x, p, q, memory, rng),
+            lambda: (x, memory, x),
+        )
+
+    return samplers.Solver(solver.init, step)
 
 
 def keys(seed: int, n: int) -> Array:
@@ -30,7 +45,7 @@ def sampler(
 
     `own_null`: the null condition is the model's, and the negative batch idle; `edits`: guidance by text and image.
     """
-    step = getattr(solvers, solver)()
+    step = resting(getattr(solvers, solver)())
 
     def steer(net, params):
         return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)

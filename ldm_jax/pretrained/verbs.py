@@ -232,14 +232,16 @@ def _noised(
     seed: int,
     latents: Any,
 ) -> tuple[Array, process.Point]:
-    """The latents of images at the noise level of a strength, and the grid from there."""
+    """The latents of images at the noise level of a strength, and the grid from there, as long as the whole."""
     inputs.same_number(texts, images, "images")
     taken = min(int(steps * strength), steps)
     if not 0 < strength <= 1 or not taken:
         raise ValueError(
             f"strength={strength} must be in (0, 1], and strength * steps = {strength * steps:g} at least 1"
         )
-    at = process.Point(*(a[steps - taken :] for a in inputs.points(pipe, steps)))
+    # The steps that are left out stay at the first level (`sampling.resting`), and the compiled length is the same.
+    index = np.maximum(np.arange(steps + 1), steps - taken)
+    at = process.Point(*(np.asarray(a)[index] for a in inputs.points(pipe, steps)))
     noise = inputs.noise(pipe, latents, len(texts), seed, images.shape[1:3])
     return at.alpha[0] * pipe.encode(images) + at.sigma[0] * noise, at
 
