@@ -10,13 +10,11 @@ from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import clip as their_clip
 from ldm_jax.weights import original
 from ldm_jax.weights import unet as their_unet
+from ldm_jax.weights import vq as their_vq
 from ldm_jax.weights.original_yaml import from_yaml
 from ldm_jax.weights.recognise import recognise
 from tests import test_original, test_original_yaml
 from tests.test_original import KEY, NETWORKS, their_shapes
-
-# Until the networks' own configs are there.
-their_vq = pytest.importorskip("ldm_jax.weights.vq")
 
 
 def structure(network):

@@ -28,15 +28,6 @@ class Component:
     shapes: Params  # of its parameters, in float32
     ignore: tuple[str, ...] = ()
 
-    def load(self, tensors: Mapping[str, Any], dtype: Any, layouts: Params) -> Params:
-        """Raises: table.Mismatch: the tensors are not those of this network; nothing was read."""
-
-        def leaf(shape, sharding):
-            return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding)
-
-        shapes = jax.tree.map(leaf, self.shapes, layouts)
-        return table.load(self.rows(tensors), shapes, tensors, ignore=self.ignore)
-
     def export(self, params: Params) -> dict[str, Any]:
         return table.export(self.rows({}), params)
 

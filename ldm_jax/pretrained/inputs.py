@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from ldm_jax.diffusion import process, samplers
 from ldm_jax.pretrained import sampling
@@ -40,22 +40,25 @@ def same_number(texts: Sequence[str], others: Any, what: str) -> None:
         raise ValueError(f"{len(texts)} prompts and {len(others)} {what}; give as many of both")
 
 
-def ids(pipe: Any, texts: Sequence[str]) -> dict[str, Int[np.ndarray, "b n"]]:
-    """The rows of each tokenizer; what does not fit is told.
+def ids(pipe: Any, texts: Sequence[str]) -> dict[str, Shaped[np.ndarray, "b n"]]:
+    """The rows of each tokenizer ("tokens", "tokens_2"), and weights if asked for; what does not fit is told.
 
     Raises:
       ValueError: the model reads no text.
     """
     if not pipe.tokenizers:
         raise ValueError("this model reads no text")
-    for text in texts:
-        for name, tokenizer in pipe.tokenizers.items():
-            if left := tokenizer.cut(text):
+    rows = {}
+    for name, tokenizer in pipe.tokenizers.items():
+        for text in texts if pipe.chunks else ():
+            if left := tokenizer.cut(text, pipe.chunks, pipe.weighted):
                 logging.warning("the prompt is too long for the %s, which cuts %r", name, left)
-    return {
-        name.replace("tokenizer", "tokens"): tokenizer(texts)
-        for name, tokenizer in pipe.tokenizers.items()
-    }
+        field = name.replace("tokenizer", "tokens")
+        if pipe.weighted:
+            rows[field], rows[f"{field}_weights"] = tokenizer.weighted(texts, pipe.chunks)
+        else:
+            rows[field] = tokenizer(texts, pipe.chunks)
+    return rows
 
 
 def batch(
@@ -75,7 +78,7 @@ def batch(
         last = (aesthetic_score,) if scored else target_size or size
         row = np.array([*(original_size or size), *crop, *last], np.float32)
         found["sizes"] = np.tile(row, (len(texts), 1))
-    return {k: v for k, v in found.items() if k in pipe.model.fields}
+    return {k: v for k, v in found.items() if k.removesuffix("_weights") in pipe.model.fields}
 
 
 def conditions(
@@ -86,13 +89,15 @@ def conditions(
     sizes: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The batch of the prompts and that of the negative ones (None: the model's own null condition)."""
-    positive = batch(pipe, texts, size=size, **sizes)
     if negative is None:
-        return positive, None
+        return batch(pipe, texts, size=size, **sizes), None
     negative = several(negative)
     negative = negative * len(texts) if len(negative) == 1 else negative
     same_number(texts, negative, "negative prompts")
-    return positive, batch(pipe, negative, size=size, **sizes)
+    # Together, so that both have as many chunks.
+    both = batch(pipe, [*texts, *negative], size=size, **sizes)
+    n = len(texts)
+    return {k: v[:n] for k, v in both.items()}, {k: v[n:] for k, v in both.items()}
 
 
 def points(pipe: Any, steps: int) -> process.Point:

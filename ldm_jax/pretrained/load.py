@@ -1,4 +1,4 @@
-"""From files to a pipeline: a folder of diffusers, or the name of one at Hugging Face."""
+"""From files to a pipeline."""
 
 import dataclasses
 import re
@@ -8,29 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import codec, conditioners, tree
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import components
+from ldm_jax.pretrained import components, sources
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
-from ldm_jax.weights import autoencoder, folder, prompts, scheduler
+from ldm_jax.types import Params
+from ldm_jax.weights import autoencoder, folder, prompts, scheduler, table
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
 AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
-TEXTS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-SCHEDULERS = ("scheduler", "low_res_scheduler")
-# What a folder may have and sampling does not need.
-UNUSED = {
-    "safety_checker": "images are not checked",
-    "feature_extractor": None,
-    "depth_estimator": "give the depth to `depth_to_image`",
-    "image_encoder": None,
-}
 
 
 def from_pretrained(
@@ -38,18 +28,24 @@ def from_pretrained(
     *,
     dtype: Any = "float32",
     variant: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    tokenizers: Sequence[str | Path] = (),
+    controlnets: Sequence[str | Path] = (),
     mesh: Mesh | None = None,
     rules: Sequence[tuple[str, Any]] = REPLICATE,
-    controlnets: Sequence[str | Path] = (),
     revision: str | None = None,
 ) -> Pretrained:
     """A Stable-Diffusion-class model, ready for use.
 
     Args:
-      path: a folder that diffusers wrote, or (with `huggingface_hub` installed) the name of a repository, "owner/name",
-        whose JSON, text and safetensors files of one `revision` are fetched.
+      path: a folder that diffusers wrote; a single file in the original layout (`.safetensors`, or `.ckpt`, whose
+        pickle may make tensors and nothing else); or, with `huggingface_hub` installed, the name of a repository,
+        "owner/name", whose JSON, text and safetensors files of one `revision` are fetched.
       dtype: of parameters and computation: "float32", "bfloat16" or "float16".
-      variant: of the files' names, such as "fp16".
+      variant: of the files' names in a folder, such as "fp16".
+      config: for a single file, what its shapes do not tell: a folder of diffusers (also for the tokenizers), the
+        original YAML file, or {component: settings in diffusers' words}.
+      tokenizers: for a single file, the folders of its tokenizers.
       controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
       mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
 
@@ -59,93 +55,52 @@ def from_pretrained(
     if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
         raise ValueError(f"dtype={dtype} is not among {DTYPES}")
     dtype = jnp.dtype(dtype)
-    opened = folder.open_folder(_local(path, revision))
-    mesh = sharding.make_mesh() if mesh is None else mesh
-    unknown = sorted(
-        opened.parts.keys() - {"unet", "vae", *SCHEDULERS, *TEXTS, *TOKENIZERS, *UNUSED}
-    )
-    missing = [name for name in ("unet", "vae", "scheduler") if name not in opened.parts]
-    if unknown or missing:
-        raise ValueError(
-            f"{path} is a {opened.index.get('_class_name')}: "
-            + "; ".join(
-                [f"the component {name!r} is missing" for name in missing]
-                + [f"the component {name!r} is not known here" for name in unknown]
-            )
-        )
-    for name in sorted(opened.parts.keys() & UNUSED.keys()):
-        if UNUSED[name]:
-            logging.warning("%s: its %s is not used; %s", path, name, UNUSED[name])
+    source = sources.open_any(path, variant, config, tokenizers, revision)
     made = {
-        name: components.make(opened.parts[name].kind, opened.parts[name].config, dtype)
-        for name in ("unet", "vae", *TEXTS)
-        if name in opened.parts
+        name: components.make(kind, settings, dtype)
+        for name, (kind, settings) in source.networks.items()
     }
-    tokenizers = {
-        name: prompts.load(opened.parts[name].folder) for name in TOKENIZERS if name in opened.parts
-    }
-    schedulers = {n: opened.parts[n].config for n in SCHEDULERS if n in opened.parts}
     nets = tuple(
         components.make(
             "ControlNetModel", folder.read_json(Path(net) / "config.json", "a ControlNet"), dtype
         )
         for net in controlnets
     )
-    model = assemble(made, tokenizers, opened.index, schedulers["scheduler"])
-    stored = {
-        name: folder.weights(opened.parts[name].folder, component.stem, variant)
-        for name, component in made.items()
-    }
-    steering = [
-        folder.weights(Path(path), net.stem, variant)
-        for path, net in zip(controlnets, nets, strict=True)
-    ]
-
-    def load(component, tensors):
-        layouts = sharding.layouts(mesh, _fitting(rules, component.shapes), component.shapes)
-        return component.load(tensors, dtype, layouts)
-
-    params = {name: load(component, stored[name]) for name, component in made.items()}
-    pipe = bundle(model, params, made, tokenizers, opened.index, schedulers, mesh)
+    model = assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
+    stored = [source.tensors(name, component) for name, component in made.items()]
+    for net, folder_ in zip(nets, controlnets, strict=True):
+        tensors = folder.weights(Path(folder_), net.stem, variant)
+        stored.append(sources.Tensors(tensors, net.rows(tensors), net.ignore))
+    every = [*made.values(), *nets]
+    for component, given in zip(every, stored, strict=True):
+        table.check(given.rows, component.shapes, given.tensors, given.ignore)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    loaded = [_load(*pair, dtype, mesh, rules) for pair in zip(every, stored, strict=True)]
+    params = dict(zip(made, loaded, strict=False))
+    pipe = bundle(model, params, made, source, mesh)
     if not nets:
         return pipe
-    steered = tuple(map(load, nets, steering))
-    return dataclasses.replace(pipe, params=pipe.params | {"controls": steered}, controlnets=nets)
+    steering = {"controls": tuple(loaded[len(made) :])}
+    return dataclasses.replace(pipe, params=pipe.params | steering, controlnets=nets)
 
 
-def _fitting(rules: Sequence[tuple[str, Any]], shapes: Any) -> list[tuple[str, Any]]:
-    """The rules that match something: those of one network need not match another's."""
-    names = tree.names(shapes)
-    return [(p, v) for p, v in rules if any(re.fullmatch(p, name) for name in names)]
-
-
-def _local(path: str | Path, revision: str | None) -> Path:
-    """The folder, fetched first if `path` names a repository.
-
-    Raises:
-      FileNotFoundError: neither a folder nor the name of a repository.
-      ValueError: a repository without a revision, or without the library that fetches it.
-    """
-    if Path(path).exists():
-        return Path(path)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
-        raise FileNotFoundError(f"there is no folder {path}")
-    if revision is None:
-        raise ValueError(
-            f"there is no folder {path}; to fetch the repository of this name give a `revision` (a commit), "
-            "so that the same weights come tomorrow"
-        )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ValueError(
-            f"there is no folder {path}, and to fetch a repository huggingface_hub must be installed: "
-            "pip install huggingface_hub"
-        ) from error
-    patterns = ["*.json", "*.txt", "*.safetensors"]
-    return Path(
-        huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=patterns)
+def _load(
+    component: components.Component,
+    given: sources.Tensors,
+    dtype: Any,
+    mesh: Mesh,
+    rules: Sequence[tuple[str, Any]],
+) -> Params:
+    """The parameters of a component, born where the rules want them."""
+    names = tree.names(component.shapes)
+    # The rules of one network need not match another's leaves.
+    fitting = [(p, v) for p, v in rules if any(re.fullmatch(p, name) for name in names)]
+    shapes = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+        component.shapes,
+        sharding.layouts(mesh, fitting, component.shapes),
     )
+    return table.load(given.rows, shapes, given.tensors, ignore=given.ignore)
 
 
 def assemble(
@@ -170,7 +125,7 @@ def assemble(
 
 
 def _conditioner(made, tokenizers, index) -> Any:
-    texts = [name for name in TEXTS if name in made]
+    texts = [name for name in sources.TEXTS if name in made]
     pairs = [(name, name.replace("text_encoder", "tokenizer")) for name in texts]
     lacking = [tokenizer for _, tokenizer in pairs if tokenizer not in tokenizers]
     if lacking:
@@ -194,15 +149,13 @@ def _conditioner(made, tokenizers, index) -> Any:
 
 def bundle(
     model: LatentDiffusion,
-    params: Mapping[str, Any],
+    params: Mapping[str, Params],
     made: Mapping[str, components.Component],
-    tokenizers: Mapping[str, prompts.Tokenizer],
-    index: Mapping[str, Any],
-    schedulers: Mapping[str, Mapping[str, Any]],
+    source: sources.Source,
     mesh: Mesh,
 ) -> Pretrained:
     """The pipeline of loaded parameters, {component: params}."""
-    encoders = [params[name] for name in TEXTS if name in params]
+    encoders = [params[name] for name in sources.TEXTS if name in params]
     if isinstance(model.conditioner, conditioners.ClipPair):
         condition = {f"encoders_{i}": p for i, p in enumerate(encoders)}
     else:
@@ -215,8 +168,8 @@ def bundle(
         params={"network": params["unet"]} | ({"conditioner": condition} if condition else {}),
         arrays={"params": params["vae"], "scale": scale},
         components=made,
-        tokenizers=tokenizers,
-        index=index,
-        schedulers=schedulers,
+        tokenizers=source.tokenizers,
+        index=source.index,
+        schedulers=source.schedulers,
         mesh=mesh,
     )

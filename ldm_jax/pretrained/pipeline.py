@@ -8,7 +8,7 @@ grid are traced. `latents` may be given as arrays, so that any other implementat
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import inputs, sampling, save, verbs
+from ldm_jax.pretrained import adapters, inputs, sampling, save, verbs
 from ldm_jax.pretrained.components import Component
 from ldm_jax.types import Cond, Params
 from ldm_jax.weights import prompts
@@ -35,6 +35,8 @@ class Pretrained:
     schedulers: Mapping[str, Mapping[str, Any]]  # their configs: "scheduler", "low_res_scheduler"
     mesh: Mesh
     controlnets: tuple[Component, ...] = ()
+    chunks: int | None = 1  # of 75 tokens each that are read of a prompt; None: as many as it has
+    weighted: bool = False  # whether brackets in prompts are weights
 
     @property
     def factor(self) -> int:
@@ -55,9 +57,21 @@ class Pretrained:
         found = {"unet": self.params["network"], "vae": self.arrays["params"]}
         return found | {name: condition[key] for name, key in zip(texts, keys, strict=True)}
 
+    def with_params(self, changed: Mapping[str, Params]) -> "Pretrained":
+        """The same with other parameters of some components, {component: params}."""
+        every = self.component_params() | dict(changed)
+        condition = [p for name, p in every.items() if name.startswith("text_encoder")]
+        keys = self.params.get("conditioner", {})
+        params = self.params | {"network": every["unet"]}
+        if keys:
+            params["conditioner"] = dict(zip(sorted(keys), condition, strict=True))
+        arrays = self.arrays | {"params": every["vae"]}
+        return dataclasses.replace(self, params=params, arrays=arrays)
+
     def tokenize(self, texts: inputs.Prompts) -> Any:
         """Token ids int32 [b, 77]; a tuple of them where the model has two tokenizers."""
-        rows = tuple(inputs.ids(self, inputs.several(texts)).values())
+        found = inputs.ids(self, inputs.several(texts))
+        rows = tuple(row for field, row in found.items() if not field.endswith("_weights"))
         return rows[0] if len(rows) == 1 else rows
 
     def encode_text(self, texts: inputs.Prompts, **sizes: Any) -> Cond:
@@ -87,6 +101,23 @@ class Pretrained:
         t = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), latents.shape[:1])
         return sampling.predict(self.model)(self.params, latents, t, cond)
 
+    def reading(
+        self, chunks: int | None = 1, weighted: bool = False, clip_skip: int = 0
+    ) -> "Pretrained":
+        """The same with another way to read prompts.
+
+        Args:
+          chunks: a prompt is read in so many chunks of 75 tokens, one after the other (None: as many as it has).
+          weighted: "(word:1.3)", "(word)" and "[word]" weigh words (see `weights.prompts`), else brackets are brackets.
+          clip_skip: so many of the text encoders' last layers are left out, beyond those that the model leaves out.
+        """
+        conditioner = self.model.conditioner
+        if conditioner is None:
+            raise ValueError("this model reads no text")
+        conditioner = conditioner.clone(skip=type(conditioner).skip + clip_skip)
+        model = self.model._replace(conditioner=conditioner)
+        return dataclasses.replace(self, model=model, chunks=chunks, weighted=weighted)
+
     text_to_image = verbs.text_to_image
     image_to_image = verbs.image_to_image
     depth_to_image = verbs.depth_to_image
@@ -94,10 +125,18 @@ class Pretrained:
     instruct = verbs.instruct
     upscale = verbs.upscale
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes a folder that diffusers loads, with the tensors in the types that they have here.
+    with_lora = adapters.with_lora
+    with_word = adapters.with_word
+
+    def save_pretrained(
+        self, path: str | Path, layout: Literal["diffusers", "original"] = "diffusers"
+    ) -> None:
+        """Writes a folder that diffusers loads, or a single file in the original layout, in the types of the params.
 
         Raises:
-          ValueError: the folder exists and is not empty.
+          ValueError: an unknown layout, or something is there already; nothing was written.
         """
-        save.save(self, path)
+        kinds = {"diffusers": save.save, "original": save.save_original}
+        if layout not in kinds:
+            raise ValueError(f"there is no layout {layout!r}; the choices are {sorted(kinds)}")
+        kinds[layout](self, path)

@@ -1,10 +1,13 @@
-"""A pretrained model as a folder that diffusers loads."""
+"""A pretrained model as a folder that diffusers loads, or as a single file in the original layout."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.weights import files
+from ldm_jax.pretrained import sources
+from ldm_jax.pretrained.components import Component
+from ldm_jax.weights import files, original
 
 
 def save(of: Any, path: str | Path) -> None:
@@ -32,6 +35,36 @@ def save(of: Any, path: str | Path) -> None:
         for name, value in of.index.items()
     }
     _json(path / "model_index.json", index)
+
+
+def save_original(of: Any, path: str | Path) -> None:
+    """Writes a single file in the original layout; tokenizers and schedulers have no place there.
+
+    Raises:
+      ValueError: the file exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; give the name of a new file, nothing was written")
+    params = of.component_params()
+    prefixes = _prefixes(of.components)
+    parts = [
+        (sources.table(name, component, prefixes[name])[0], params[name])
+        for name, component in of.components.items()
+    ]
+    files.write(path, original.to_original(parts))
+
+
+def _prefixes(networks: Mapping[str, Component]) -> dict[str, str]:
+    """Where the original layout keeps each component: XL numbers its text encoders."""
+    texts = [name for name in networks if name.startswith("text_encoder")]
+    xl = "text_encoder_2" in texts
+    found = {"unet": original.UNET, "vae": original.VAE}
+    for i, name in enumerate(texts):
+        openai = networks[name].module.activation == "quick_gelu"
+        stem = f"conditioner.embedders.{i}." if xl else original.TEXT
+        found[name] = stem + ("transformer." if openai else "model.")
+    return found
 
 
 def _json(path: Path, value: Any) -> None:

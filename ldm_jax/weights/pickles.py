@@ -217,10 +217,11 @@ def read(path: str | Path) -> dict[str, Stored]:
 
 
 def _unwrapped(content: Any) -> Any:
-    """The innermost state dict; checkpoints of trainers are one or two deep."""
+    """The innermost state dict; checkpoints of trainers are one or two deep, textual inversion has its own name."""
     for _ in range(3):
-        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            content = content["state_dict"]
+        for name in ("state_dict", "string_to_param"):
+            if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+                content = content[name]
     return content
 
 

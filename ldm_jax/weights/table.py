@@ -129,9 +129,7 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
     Raises:
       Mismatch: a leaf without a row, tensors that are missing, of another shape or not used; all that was found.
     """
-    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
-    places = {name: find(table, name) for name in named}
-    _check(named, places, tensors, ignore)
+    places = check(table, shapes, tensors, ignore)
 
     def read(name, leaf):
         theirs, layout = places[name]
@@ -143,13 +141,16 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
     return tree.map_named(read, shapes)
 
 
-def _check(
-    named: dict[str, Any],
-    places: dict[str, Place | None],
-    tensors: Mapping[str, Any],
-    ignore: Sequence[str],
-):
-    """Raises Mismatch unless every leaf has its tensor and every tensor its leaf."""
+def check(
+    table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> dict[str, Place]:
+    """Where they keep each leaf; nothing is read.
+
+    Raises:
+      Mismatch: see `load`.
+    """
+    named = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
+    places = {name: find(table, name) for name in named}
     wanted = {
         place.name: their_shape(name, named[name].shape, place.layout)
         for name, place in places.items()
@@ -166,8 +167,8 @@ def _check(
         return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)
 
     given = {name: tensors[name] for name in wanted if name in tensors}
-    shapes = [(name, tuple(tensor.shape), wanted[name]) for name, tensor in given.items()]
-    # Files by others than numpy know no type; a type that numpy lacks is None.
+    pairs = [(name, tuple(tensor.shape), wanted[name]) for name, tensor in given.items()]
+    # None is a type that numpy lacks.
     types = [(name, getattr(tensor, "dtype", np.float32)) for name, tensor in given.items()]
     found = {
         "of our leaves have no row in the table": [
@@ -175,7 +176,7 @@ def _check(
         ],
         "tensors are missing": [nearest(t) for t in sorted(wanted.keys() - tensors.keys())],
         "tensors have another shape": [
-            f"{t!r} {has} instead of {wants}" for t, has, wants in shapes if has != wants
+            f"{t!r} {has} instead of {wants}" for t, has, wants in pairs if has != wants
         ],
         "tensors are no floating-point numbers": [
             f"{t!r} {kind or 'of an unknown type'}"
@@ -194,6 +195,7 @@ def _check(
             f"the weights are not those of this network; {'; '.join(troubles)}. Load them into the network that their "
             "own config describes"
         )
+    return places
 
 
 def export(table: Table, params: Any) -> dict[str, np.ndarray]:

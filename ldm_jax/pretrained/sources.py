@@ -1,0 +1,239 @@
+"""Where a pretrained model comes from: a folder of diffusers, or a single file in the original layout.
+
+Both are opened to the same `Source`: what components there are, with their configs, and how to get at the tensors of
+each. Nothing but configs and the tables of contents of files is read.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from ldm_jax.pretrained.components import Component
+from ldm_jax.weights import (
+    files,
+    folder,
+    original,
+    original_yaml,
+    pickles,
+    prompts,
+    recognise,
+    unet,
+)
+from ldm_jax.weights.table import Table
+
+TEXTS = ("text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "vae", *TEXTS)
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+SCHEDULERS = ("scheduler", "low_res_scheduler")
+# What a folder may have and sampling does not need; the text says what that means for the user.
+UNUSED = {
+    "safety_checker": "images are not checked",
+    "feature_extractor": None,
+    "depth_estimator": "give the depth to `depth_to_image`",
+    "image_encoder": None,
+}
+# What diffusers calls the pipelines whose U-Net reads so many channels beside the latents' four.
+READS = {0: "", 1: "Depth2Img", 3: "Upscale", 4: "InstructPix2Pix", 5: "Inpaint"}
+REFINER = dict(requires_aesthetics_score=True, force_zeros_for_empty_prompt=False)
+
+
+class Tensors(NamedTuple):
+    """Those of a component, and how their names are read."""
+
+    tensors: Mapping[str, Any]
+    rows: Table
+    ignore: Sequence[str]
+
+
+class Source(NamedTuple):
+    index: dict[str, Any]  # as in model_index.json
+    networks: dict[str, tuple[str, dict[str, Any]]]  # class and config of each
+    tokenizers: dict[str, prompts.Tokenizer]
+    schedulers: dict[str, dict[str, Any]]
+    tensors: Callable[[str, Component], Tensors]
+
+
+def open_any(
+    path: str | Path,
+    variant: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    tokenizers: Sequence[str | Path] = (),
+    revision: str | None = None,
+) -> Source:
+    """A folder, a file or a repository; see `load.from_pretrained`."""
+    path = local(path, revision)
+    if not path.is_dir():
+        return open_file(path, config, tokenizers)
+    if config is not None or tokenizers:
+        raise ValueError(
+            f"{path} is a folder, which has its own configs and tokenizers; leave them out"
+        )
+    return open_folder(path, variant)
+
+
+def open_folder(path: Path, variant: str | None) -> Source:
+    """A folder that diffusers wrote.
+
+    Raises:
+      FileNotFoundError, ValueError: something is missing, unreadable, or not known here.
+    """
+    opened = folder.open_folder(path)
+    parts = opened.parts
+    unknown = sorted(parts.keys() - {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *UNUSED})
+    missing = [name for name in ("unet", "vae", "scheduler") if name not in parts]
+    if unknown or missing:
+        told = [f"its component {name!r} is missing" for name in missing]
+        told += [f"a component {name!r} is not known here" for name in unknown]
+        raise ValueError(f"{path} is a {opened.index.get('_class_name')}: {'; '.join(told)}")
+    for name in sorted(parts.keys() & UNUSED.keys()):
+        if UNUSED[name]:
+            logging.warning("%s: its %s is not used; %s", path, name, UNUSED[name])
+
+    def tensors(name, component):
+        found = folder.weights(parts[name].folder, component.stem, variant)
+        return Tensors(found, component.rows(found), component.ignore)
+
+    return Source(
+        opened.index,
+        {name: (parts[name].kind, parts[name].config) for name in NETWORKS if name in parts},
+        {name: prompts.load(parts[name].folder) for name in TOKENIZERS if name in parts},
+        {name: parts[name].config for name in SCHEDULERS if name in parts},
+        tensors,
+    )
+
+
+def open_file(
+    path: Path, config: str | Path | Mapping[str, Any] | None, tokenizers: Sequence[str | Path]
+) -> Source:
+    """A single file of the original layout: safetensors, or of torch, whose pickle may make tensors and nothing else.
+
+    `config` says what shapes do not tell: a folder of diffusers, the original YAML file, or {component: settings}.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, one that cannot be read, or no model that is known here.
+    """
+    read = files.read if path.suffix == ".safetensors" else pickles.read
+    found = read(path)
+    asked, beside = _asked(config)
+    what = recognise.recognise(found, asked)
+    index = _index(path, what) | beside
+    parts = original.split(found, what.prefixes)
+    names = [name for name in NETWORKS if name in parts]
+    words = _tokenizers(names, config, tokenizers)
+    networks = {}
+    for name in names:
+        settings = what.configs[name]
+        kind = (
+            settings["architectures"][0] if "architectures" in settings else settings["_class_name"]
+        )
+        networks[name] = kind, settings
+
+    def tensors(name, component):
+        rows, ignore = table(name, component, what.prefixes[name])
+        return Tensors(parts[name], rows, (*component.ignore, *ignore, *original.BESIDE))
+
+    index |= {name: [_library(kind), kind] for name, (kind, _) in networks.items()}
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in words}
+    index["scheduler"] = ["diffusers", what.configs["scheduler"]["_class_name"]]
+    return Source(index, networks, words, {"scheduler": what.configs["scheduler"]}, tensors)
+
+
+def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
+    """The class of diffusers that the networks make up, and what its index says beside them.
+
+    Raises:
+      ValueError: networks that make up no pipeline that is known here.
+    """
+    texts = [name for name in TEXTS if name in what.configs]
+    clip = all("architectures" in what.configs[name] for name in texts)
+    if not {"unet", "vae"} <= what.configs.keys() or not texts or not clip:
+        raise ValueError(
+            f"{path} is a model of the family {what.family!r} with {sorted(what.configs)}; a pipeline needs a U-Net, "
+            "an autoencoder and text encoders of CLIP"
+        )
+    xl = "XL" if "text_encoder_2" in texts else ""
+    reads = unet.channels(what.configs["unet"]).spatial
+    if reads not in READS:
+        raise ValueError(
+            f"{path} has a U-Net that reads {reads} channels beside the latents; known are {READS}"
+        )
+    if texts == ["text_encoder_2"]:
+        return REFINER | {"_class_name": "StableDiffusionXLImg2ImgPipeline"}
+    return {"_class_name": f"StableDiffusion{xl}{READS[reads]}Pipeline"}
+
+
+def _library(kind: str) -> str:
+    return "transformers" if kind.startswith("CLIP") else "diffusers"
+
+
+def table(name: str, component: Component, prefix: str) -> tuple[Table, Sequence[str]]:
+    """The original names of a component below its prefix, and what of them is not read."""
+    if name == "unet":
+        return original.unet(component.module, prefix), ()
+    if name == "vae":
+        return original.autoencoder(component.module, prefix), ()
+    if prefix.endswith("model."):
+        return original.open_clip(prefix), original.open_clip_unused(component.module, prefix)
+    return original.clip(prefix), ()
+
+
+def _asked(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of each component that go before what is recognised, and what of an index goes with them."""
+    if config is None:
+        return {}, {}
+    if isinstance(config, Mapping):
+        return dict(config), {}
+    if Path(config).is_dir():
+        opened = folder.open_folder(config)
+        beside = {k: v for k, v in opened.index.items() if not isinstance(v, list)}
+        kept = {n: p.config for n, p in opened.parts.items() if n in (*NETWORKS, "scheduler")}
+        return kept, beside
+    return original_yaml.from_yaml(config), {}
+
+
+def _tokenizers(
+    networks: Sequence[str], config: Any, given: Sequence[str | Path]
+) -> dict[str, prompts.Tokenizer]:
+    names = [name.replace("text_encoder", "tokenizer") for name in networks if "text" in name]
+    folders = list(map(Path, given))
+    if not folders and isinstance(config, str | Path) and Path(config).is_dir():
+        folders = [Path(config) / name for name in names]
+    if len(folders) != len(names):
+        raise ValueError(
+            f"a single file holds no tokenizer, and the model needs {names}; give as many folders as "
+            "`tokenizers`, or a folder of diffusers as `config`"
+        )
+    return {name: prompts.load(path) for name, path in zip(names, folders, strict=True)}
+
+
+def local(path: str | Path, revision: str | None) -> Path:
+    """The file or folder; fetched first, if `path` names a repository.
+
+    Raises:
+      FileNotFoundError: none of these.
+      ValueError: a repository without a revision, or without the library that fetches it.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    if revision is None:
+        raise ValueError(
+            f"there is no folder {path}; to fetch the repository of this name give a `revision` (a commit), "
+            "so that the same weights come tomorrow"
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(
+            f"there is no folder {path}, and to fetch a repository huggingface_hub must be installed: "
+            "pip install huggingface_hub"
+        ) from error
+    patterns = ["*.json", "*.txt", "*.safetensors"]
+    fetched = huggingface_hub.snapshot_download(
+        str(path), revision=revision, allow_patterns=patterns
+    )
+    return Path(fetched)
