@@ -11,6 +11,7 @@ from tests.drawn import like
 
 VOCAB = 2 * 256 + 120 + 2  # of clip_files
 UNET = dict(
+    _class_name="UNet2DConditionModel",
     sample_size=8,
     in_channels=4,
     out_channels=4,

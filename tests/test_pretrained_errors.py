@@ -205,7 +205,7 @@ def test_what_cannot_be_loaded_is_told(folder, tmp_path):
     for wrong in ("float64", "half a float", jnp.int8):
         with pytest.raises(ValueError, match="is not among"):
             from_pretrained(folder, dtype=wrong)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         from_pretrained(tmp_path / "nothing")
     with pytest.raises(ValueError, match="give a `revision`"):
         from_pretrained("owner/name-that-is-no-folder")
