@@ -5,7 +5,6 @@ diffusion model stores them. Latents are multiplied by a scale, 1 / their standa
 appendix G), so that path and solver may assume unit variance.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,9 +30,6 @@ def identity() -> Codec:
     )
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # the same for equal networks, so that models share their compiled programs
 def autoencoder(model: Any) -> Codec:
     """The codec of a network with `latents(x, rng)` and `decode(z)`; arrays: `{"params": ..., "scale": scalar}`."""
 

@@ -118,7 +118,7 @@ def assemble(
     return LatentDiffusion(
         network=made["unet"].module,
         conditioner=_conditioner(made, tokenizers, index),
-        codec=codec.autoencoder(made["vae"].module),
+        codec=_codec(made["vae"].module),
         path=path,
         target=target,
     )
