@@ -1,6 +1,7 @@
 """From files to a pipeline."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from ldm_jax.weights import autoencoder, folder, prompts, scheduler, table
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
 AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
+# The same for equal networks, so that models of one structure share their compiled programs.
+_codec = functools.lru_cache(maxsize=8)(codec.autoencoder)
 
 
 def from_pretrained(

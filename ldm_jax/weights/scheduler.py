@@ -134,9 +134,8 @@ def path_and_target(config: Mapping[str, Any]) -> tuple[Path, Target]:
     return _made(read(config))
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # the same for the same noise, so that models share their compiled programs
+# The same for the same noise, so that models of one structure share their compiled programs.
+@functools.lru_cache(maxsize=8)
 def _made(noise: Noise) -> tuple[Path, Target]:
     target = {"eps": targets.eps, "v": targets.v, "x0": targets.x0}[noise.target]
     return paths.ddpm(*noise[:5]), target()
