@@ -73,6 +73,8 @@ def batch(
 ) -> dict[str, Any]:
     """The fields that the conditioner reads; `size` is that of the images, (height, width)."""
     found: dict[str, Any] = ids(pipe, texts)
+    if (original_size or target_size or any(crop)) and "sizes" not in pipe.model.fields:
+        raise ValueError("this model reads no sizes; original_size, crop and target_size are XL's")
     if "sizes" in pipe.model.fields:
         size = image_size(pipe, None, None) if size is None else size
         scored = pipe.index.get("requires_aesthetics_score")
@@ -154,8 +156,9 @@ def controls(
             f"{len(hints)} hints for {len(pipe.controlnets)} ControlNets; give one for each "
             "(from_pretrained(..., controlnets=[...]) loads them)"
         )
-    steps = len(at.t) - 1
-    clock = np.asarray(at.t[:-1]) * (pipe.model.path.steps - 1)
+    t, alpha, sigma = map(np.asarray, at)
+    clock = t[:-1][(np.diff(alpha) != 0) | (np.diff(sigma) != 0)] * (pipe.model.path.steps - 1)
+    steps = len(clock)  # those that lead on
     found = []
     for hint in hints:
         if hint.images.shape[:3] != (n, *size):
@@ -182,14 +185,37 @@ def only(pipe: Any, verb: str, spatial: int) -> None:
         )
 
 
-def check_images(pipe: Any, images: Any) -> None:
-    """Raises: ValueError: images that cannot be encoded."""
-    fits = images.ndim == 4 and images.shape[-1] == 3
-    if not fits or any(n % pipe.factor for n in images.shape[1:3]):
+def check_images(images: Any, factor: int) -> None:
+    """Raises: ValueError: images that are not [b, h, w, 3] of floats, or of a size that the factor does not divide."""
+    if images.ndim != 4 or images.shape[-1] != 3 or any(n % factor for n in images.shape[1:3]):
         raise ValueError(
             f"images of shape {images.shape} cannot be encoded; give [b, h, w, 3] with a height and width that the "
-            f"autoencoder's factor {pipe.factor} divides"
+            f"autoencoder's factor {factor} divides"
         )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images of type {images.dtype} were given; floats in [-1, 1] are needed")
+
+
+def check_solver(solver: str) -> None:
+    """Raises: ValueError: an unknown solver."""
+    if solver not in sampling.SOLVERS:
+        raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
+
+
+def check(prompt: Prompts, solver: str, images: Any = None, factor: int = 1) -> list[str]:
+    """The prompts, one for each image.
+
+    Raises:
+      ValueError: no prompt, an unknown solver, images that do not fit (see `check_images`) or are not as many.
+    """
+    texts = several(prompt)
+    if not texts:
+        raise ValueError("no prompt was given; give at least one prompt, which may be empty")
+    check_solver(solver)
+    if images is not None:
+        check_images(images, factor)
+        same_number(texts, images, "images")
+    return texts
 
 
 def place(pipe: Any, arrays: Any) -> Any:

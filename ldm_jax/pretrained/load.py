@@ -1,6 +1,7 @@
 """From files to a pipeline."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from ldm_jax.weights import folder, prompts, scheduler, table
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
 AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
+# The same for equal networks, so that models of one structure share their compiled programs.
+_codec = functools.lru_cache(maxsize=8)(codec.autoencoder)
 
 
 def from_pretrained(
@@ -53,8 +56,8 @@ def from_pretrained(
     Raises:
       FileNotFoundError, ValueError: one sentence that says what is missing or does not fit; nothing is half-loaded.
     """
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise ValueError(f"dtype={jnp.dtype(dtype).name} is not among {DTYPES}")
+    if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
+        raise ValueError(f"dtype={dtype} is not among {DTYPES}")
     dtype = jnp.dtype(dtype)
     source = sources.open_any(path, variant, config, tokenizers, revision)
     made = {
@@ -125,7 +128,7 @@ def assemble(
     return LatentDiffusion(
         network=made["unet"].module,
         conditioner=_conditioner(made, tokenizers, index),
-        codec=codec.autoencoder(made["vae"].module),
+        codec=_codec(made["vae"].module),
         path=path,
         target=target,
     )

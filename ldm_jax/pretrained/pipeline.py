@@ -89,7 +89,7 @@ class Pretrained:
         Raises:
           ValueError: images of another shape, or that the autoencoder's factor does not divide.
         """
-        inputs.check_images(self, images)
+        inputs.check_images(images, self.factor)
         encode = sampling.encode(self.model, self.components["vae"].module)
         return encode(self.arrays, inputs.place(self, images))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
@@ -12,6 +13,20 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import clip
 
 SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
+
+
+def resting(solver: samplers.Solver) -> samplers.Solver:
+    """The solver, but a step from a noise level to the same one asks no network and leaves x as it is."""
+
+    def step(denoise, x, p, q, memory, rng):
+        moves = (p.alpha != q.alpha) | (p.sigma != q.sigma)
+        return lax.cond(
+            moves,
+            lambda: solver.step(denoise, x, p, q, memory, rng),
+            lambda: (x, memory, x),
+        )
+
+    return samplers.Solver(solver.init, step)
 
 
 def keys(seed: int, n: int) -> Array:
@@ -37,7 +52,7 @@ def sampler(
 
     @jax.jit
     def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta):
-        step = solvers.ddim(eta) if solver == "ddim" else getattr(solvers, solver)()
+        step = resting(solvers.ddim(eta) if solver == "ddim" else getattr(solvers, solver)())
         cond = model.condition(params, batch).replace(**extra)
         network = model.raw(params)
         if controlnets:

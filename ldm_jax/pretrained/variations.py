@@ -65,6 +65,7 @@ def variations(
       ValueError: see `encode_image` and `verbs`; or a prompt or a noise level for a model that reads none.
     """
     inputs.only(pipe, "variations", 0)
+    inputs.check_solver(solver)
     embedding = encode_image(pipe, images)
     n, size = len(images), inputs.image_size(pipe, height, width)
     if not pipe.tokenizers:

@@ -14,7 +14,7 @@ Arguments that all of them take, and that mean the same everywhere:
                       `aesthetic_score` of the refiner; by default the image's own size, uncropped
 
 They return images, and raise ValueError, before any compile, for a model that is not made for the verb, sizes that the
-autoencoder's factor does not divide, prompts and images of different number, and unknown solvers.
+autoencoder's factor does not divide, prompts and images of different number, no prompt, and unknown solvers.
 """
 
 from collections.abc import Sequence
@@ -55,10 +55,10 @@ def text_to_image(
 ) -> Images:
     """Pictures of prompts, by default of the size that the model was trained on."""
     inputs.only(pipe, "text_to_image", 0)
-    if latents is not None and height is None and width is None:
+    texts = inputs.check(prompt, solver)
+    if np.ndim(latents) == 4 and height is None and width is None:
         height, width = (n * pipe.factor for n in latents.shape[1:3])
     size = inputs.image_size(pipe, height, width)
-    texts = inputs.several(prompt)
     start = inputs.start(pipe, latents, len(texts), seed, size)
     at = inputs.points(pipe, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
@@ -80,6 +80,7 @@ def unconditional(
 ) -> Images:
     """`n` pictures by a model without condition, by default of the size that it was trained on."""
     inputs.only(pipe, "unconditional", 0)
+    inputs.check_solver(solver)
     tokens = pipe.components["unet"].kind == "UNet2DConditionModel"
     if reads := list(pipe.model.fields) or ["tokens"] * tokens:
         raise ValueError(
@@ -113,7 +114,7 @@ def image_to_image(
     Of `steps` the last strength * steps are taken.
     """
     inputs.only(pipe, "image_to_image", 0)
-    texts = inputs.several(prompt)
+    texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
     start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
@@ -138,8 +139,10 @@ def depth_to_image(
 ) -> Images:
     """`image_to_image` of a model that keeps the depth (of any size and scale, larger is nearer) of the images."""
     inputs.only(pipe, "depth_to_image", 1)
-    texts = inputs.several(prompt)
+    texts = inputs.check(prompt, solver, images, pipe.factor)
     inputs.same_number(texts, depth, "depth maps")
+    if depth.ndim != 3:
+        raise ValueError(f"depth maps of shape {depth.shape} were given; give [b, y, x]")
     start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
     small = jax.image.resize(depth, start.shape[:3], "cubic", antialias=False)
     low, high = (f(small, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
@@ -167,22 +170,21 @@ def inpaint(
     Where they are 0 the images are kept up to what the autoencoder loses.
     """
     inputs.only(pipe, "inpaint", 1 + pipe.latent_channels)
-    texts = inputs.several(prompt)
+    texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
     if masks.shape != images.shape[:3]:
         raise ValueError(
             f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
             "give [b, h, w] of the same size"
         )
-    inputs.same_number(texts, images, "images")
+    start, at = inputs.start(pipe, latents, len(texts), seed, size), inputs.points(pipe, steps)
+    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     hole = (np.asarray(masks) >= MASK_AT)[..., None]
     masked = pipe.encode(np.where(hole, 0, images).astype(np.float32))
     # Nearest: the first pixel of each block, as in the reference.
     small = hole[:, :: pipe.factor, :: pipe.factor].astype(np.float32)
     extra = {"spatial": jnp.concatenate([small, masked], axis=-1)}
-    start = inputs.start(pipe, latents, len(texts), seed, size)
-    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
-    return draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
+    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
 
 
 def instruct(
@@ -203,13 +205,11 @@ def instruct(
     `guidance` follows the text, `image_guidance` the image (their eq. 3).
     """
     inputs.only(pipe, "instruct", pipe.latent_channels)
-    texts = inputs.several(prompt)
-    inputs.same_number(texts, images, "images")
-    extra = {"spatial": pipe.encode(images) / pipe.arrays["scale"]}  # here latents are not scaled
+    texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
-    start = inputs.start(pipe, latents, len(texts), seed, size)
+    start, at = inputs.start(pipe, latents, len(texts), seed, size), inputs.points(pipe, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, {})
-    at = inputs.points(pipe, steps)
+    extra = {"spatial": pipe.encode(images) / pipe.arrays["scale"]}  # here latents are not scaled
     return draw(pipe, start, at, *given, extra, solver, guidance, seed, image_guidance)
 
 
@@ -232,14 +232,17 @@ def upscale(
     `noise`, of the images' shape, is in place of that of the seeds. The small images lie on the grid of the latents.
     """
     inputs.only(pipe, "upscale", 3)
-    texts = inputs.several(prompt)
-    inputs.same_number(texts, images, "images")
+    texts = inputs.check(prompt, solver, images)
     if not 0 <= noise_level <= MAX_NOISE_LEVEL:
         raise ValueError(f"noise_level={noise_level} is outside of 0 to {MAX_NOISE_LEVEL}")
     if "low_res_scheduler" not in pipe.schedulers:
         raise ValueError("this model has no low_res_scheduler, which says how images are noised")
     path, _ = scheduler.path_and_target(pipe.schedulers["low_res_scheduler"])
     n = len(texts)
+    if noise is not None and noise.shape != images.shape:
+        raise ValueError(
+            f"noise of shape {noise.shape} does not fit images of shape {images.shape}"
+        )
     if noise is None:
         noise = samplers.noise(
             jax.vmap(jax.random.split)(sampling.keys(seed, n))[:, 1], images.shape
@@ -264,14 +267,15 @@ def _noised(
     seed: int,
     latents: Any,
 ) -> tuple[Array, process.Point]:
-    """The latents of images at the noise level of a strength, and the grid from there."""
-    inputs.same_number(texts, images, "images")
+    """The latents of images at the noise level of a strength, and the grid from there, as long as the whole."""
     taken = min(int(steps * strength), steps)
     if not 0 < strength <= 1 or not taken:
         raise ValueError(
             f"strength={strength} must be in (0, 1], and strength * steps = {strength * steps:g} at least 1"
         )
-    at = process.Point(*(a[steps - taken :] for a in inputs.points(pipe, steps)))
+    # The steps that are left out stay at the first level (`sampling.resting`), and the compiled length is the same.
+    index = np.maximum(np.arange(steps + 1), steps - taken)
+    at = process.Point(*(np.asarray(a)[index] for a in inputs.points(pipe, steps)))
     noise = inputs.noise(pipe, latents, len(texts), seed, images.shape[1:3])
     return at.alpha[0] * pipe.encode(images) + at.sigma[0] * noise, at
 
@@ -291,8 +295,6 @@ def draw(
     noises: Any = None,
 ) -> Images:
     """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
-    if solver not in sampling.SOLVERS:
-        raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
     if eta and solver != "ddim":
         raise ValueError(f"eta={eta} is for the solver ddim and {solver!r} was asked for")
     steps = len(at.t) - 1

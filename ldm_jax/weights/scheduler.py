@@ -3,6 +3,7 @@
 The rest, which solver to use and how, is a choice when sampling: a scheduler of any class names the same table.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -130,7 +131,12 @@ def path_and_target(config: Mapping[str, Any]) -> tuple[Path, Target]:
     Raises:
       ValueError: see `read`.
     """
-    noise = read(config)
+    return _made(read(config))
+
+
+# The same for the same noise, so that models of one structure share their compiled programs.
+@functools.lru_cache(maxsize=8)
+def _made(noise: Noise) -> tuple[Path, Target]:
     target = {"eps": targets.eps, "v": targets.v, "x0": targets.x0}[noise.target]
     return paths.ddpm(*noise[:5]), target()
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import tree
@@ -132,8 +133,10 @@ def load(table: Table, shapes: Any, tensors: Mapping[str, Any], ignore: Sequence
 
     def read(name, leaf):
         theirs, layout = places[name]
-        array = to_ours(name, np.asarray(tensors[theirs]), layout).astype(leaf.dtype)
-        return jax.device_put(array, leaf.sharding)
+        # Turned by the device's own copy, which does it faster than numpy, and with no other copy of the tensor.
+        array = np.asarray(tensors[theirs]).astype(leaf.dtype, copy=False)
+        placed = jax.device_put(to_ours(name, array, layout), leaf.sharding)
+        return jax.block_until_ready(placed)  # so that one tensor at a time waits in memory
 
     return tree.map_named(read, shapes)
 
@@ -163,7 +166,10 @@ def check(
         near = difflib.get_close_matches(name, unused, 1)
         return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)
 
-    pairs = [(t, tuple(tensors[t].shape), shape) for t, shape in wanted.items() if t in tensors]
+    given = {name: tensors[name] for name in wanted if name in tensors}
+    pairs = [(name, tuple(tensor.shape), wanted[name]) for name, tensor in given.items()]
+    # None is a type that numpy lacks.
+    types = [(name, getattr(tensor, "dtype", np.float32)) for name, tensor in given.items()]
     found = {
         "of our leaves have no row in the table": [
             repr(n) for n, place in places.items() if not place
@@ -171,6 +177,11 @@ def check(
         "tensors are missing": [nearest(t) for t in sorted(wanted.keys() - tensors.keys())],
         "tensors have another shape": [
             f"{t!r} {has} instead of {wants}" for t, has, wants in pairs if has != wants
+        ],
+        "tensors are no floating-point numbers": [
+            f"{t!r} {kind or 'of an unknown type'}"
+            for t, kind in types
+            if kind is None or not jnp.issubdtype(kind, jnp.floating)
         ],
         "tensors are not used": [repr(t) for t in unused],
     }
