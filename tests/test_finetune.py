@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import ldm_jax
 from ldm_jax import build, media, tree
 from ldm_jax.build import pretrained
 from ldm_jax.pretrained import start
@@ -72,6 +73,16 @@ def test_a_run_of_xl_trains_resumes_and_is_sampled(tmp_path, capsys):
     assert tiny.call("sample", *argv) == 0
     assert media.read_png_text(workdir / "samples/00001.png")["prompt"] == "a red square"
     capsys.readouterr()
+
+    # What was trained goes back into a folder of diffusers.
+    folder, mine = model_folders.shared("sdxl"), tmp_path / "mine"
+    trained = build.pipeline(workdir).params["network"]
+    ldm_jax.from_pretrained(folder).with_params({"unet": trained}).save_pretrained(mine)
+    before, after = stored(folder / "unet"), stored(mine / "unet")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+    same = ldm_jax.from_pretrained(mine).component_params()["unet"]
+    tiny.assert_equal(same, trained)
 
     # A folder may move; then with other text encoders, and then without the folder.
     elsewhere = shutil.copytree(model_folders.shared("sdxl"), tmp_path / "elsewhere")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,139 +43,102 @@ class Component:
         return table.export(self.rows({}), params)
 
 
-def _shapes(module: nn.Module, *args: Any) -> Params:
-    return jax.eval_shape(module.init, KEY, *args)["params"]
+class Parts(NamedTuple):
+    """What a class of theirs is here."""
+
+    module: nn.Module
+    rows: Callable[[Mapping[str, Any]], Table]
+    inputs: tuple[Any, ...]  # shapes of what the module reads
+    ignore: tuple[str, ...] = ()
+    scale: float = 1.0
 
 
-def of_unet(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
-    config = {"_class_name": kind} | dict(config)
-    module = unet.from_config(config, dtype)
-    shapes = _shapes(module, *unet.example(config))
+def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *sizes), dtype)
+
+
+def _pixels(module: Any) -> jax.ShapeDtypeStruct:
+    return _shape(module.factor, module.factor, module.channels)
+
+
+def of_unet(config: Mapping[str, Any], dtype: Any) -> Parts:
     rows = unet.table_of(config)
-    return Component(
-        "diffusers", kind, "diffusion_pytorch_model", config, module, lambda _: rows, shapes
-    )
+    return Parts(unet.from_config(config, dtype), lambda _: rows, unet.example(config))
 
 
-def of_autoencoder(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
-    family = vq if kind == "VQModel" else autoencoder
-    module = family.from_config(config, dtype)
-    factor = module.factor
-    x = jax.ShapeDtypeStruct((1, factor, factor, module.channels), jnp.float32)
-    return Component(
-        "diffusers",
-        kind,
-        "diffusion_pytorch_model",
-        config,
-        module,
-        family.table,
-        _shapes(module, x, KEY),
-        scale=family.scaling_factor(config),
-    )
+def of_autoencoder(config: Mapping[str, Any], dtype: Any) -> Parts:
+    module = autoencoder.from_config(config, dtype)
+    scale = autoencoder.scaling_factor(config)
+    return Parts(module, autoencoder.table, (_pixels(module), KEY), scale=scale)
 
 
-def of_tiny_autoencoder(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
+def of_vq(config: Mapping[str, Any], dtype: Any) -> Parts:
+    module = vq.from_config(config, dtype)
+    return Parts(module, vq.table, (_pixels(module), KEY), scale=vq.scaling_factor(config))
+
+
+def of_tiny_autoencoder(config: Mapping[str, Any], dtype: Any) -> Parts:
     module = tiny_autoencoder.from_config(config, dtype)
-    x = jax.ShapeDtypeStruct((1, module.factor, module.factor, module.channels), jnp.float32)
     rows = tiny_autoencoder.table(module.encoder_blocks, module.decoder_blocks)
-    return Component(
-        "diffusers",
-        kind,
-        "diffusion_pytorch_model",
-        config,
-        module,
-        lambda _: rows,
-        _shapes(module, x),
-        scale=tiny_autoencoder.scaling_factor(config),
-    )
+    scale = tiny_autoencoder.scaling_factor(config)
+    return Parts(module, lambda _: rows, (_pixels(module),), scale=scale)
 
 
-def of_text_encoder(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
-    module = clip.text_from_config({"architectures": [kind]} | dict(config), dtype)
-    ids = jax.ShapeDtypeStruct((1, module.length), jnp.int32)
-    return Component(
-        "transformers",
-        kind,
-        "model",
-        config,
-        module,
-        clip.text_table,
-        _shapes(module, ids),
-        clip.IGNORED,
-    )
+def of_text_encoder(config: Mapping[str, Any], dtype: Any) -> Parts:
+    module = clip.text_from_config(config, dtype)
+    ids = _shape(module.length, dtype=jnp.int32)
+    return Parts(module, clip.text_table, (ids,), clip.IGNORED)
 
 
-def of_bert(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
+def of_image_encoder(config: Mapping[str, Any], dtype: Any) -> Parts:
+    module = clip.vision_from_config(config, dtype)
+    return Parts(module, clip.vision_table, (_shape(module.size, module.size, 3),), clip.IGNORED)
+
+
+def of_bert(config: Mapping[str, Any], dtype: Any) -> Parts:
     module = bert.from_config(config, dtype)
-    ids = jax.ShapeDtypeStruct((1, module.length), jnp.int32)
-    return Component(
-        "latent_diffusion",  # of diffusers
-        kind,
-        "model",
-        config,
-        module,
-        lambda _: bert.table(),
-        _shapes(module, ids),
-        bert.IGNORED,
-    )
+    ids = _shape(module.length, dtype=jnp.int32)
+    return Parts(module, lambda _: bert.table(), (ids,), bert.IGNORED)
 
 
-def of_image_encoder(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
-    module = clip.vision_from_config({"architectures": [kind]} | dict(config), dtype)
-    x = jax.ShapeDtypeStruct((1, module.size, module.size, 3), jnp.float32)
-    return Component(
-        "transformers",
-        kind,
-        "model",
-        config,
-        module,
-        clip.vision_table,
-        _shapes(module, x),
-        clip.IGNORED,
-    )
-
-
-def of_normalizer(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
+def of_normalizer(config: Mapping[str, Any], dtype: Any) -> Parts:
     module = unclip.from_config(config)
-    return Component(
-        "stable_diffusion",  # of diffusers
-        kind,
-        "diffusion_pytorch_model",
-        config,
-        module,
-        lambda _: unclip.table(),
-        _shapes(module, jax.ShapeDtypeStruct((1, module.width), jnp.float32)),
-    )
+    return Parts(module, lambda _: unclip.table(), (_shape(module.width),))
 
 
-def of_controlnet(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
-    module = controlnet.from_config(config, dtype)
+def of_controlnet(config: Mapping[str, Any], dtype: Any) -> Parts:
     rows = controlnet.table_of(config)
-    return Component(
-        "diffusers",
-        kind,
-        "diffusion_pytorch_model",
-        config,
-        module,
-        lambda _: rows,
-        _shapes(module, *controlnet.example(config)),
-    )
+    module = controlnet.from_config(config, dtype)
+    return Parts(module, lambda _: rows, controlnet.example(config))
+
+
+class Kind(NamedTuple):
+    """A class of theirs: where it is from, what its files are named, and how it is made here."""
+
+    library: str
+    stem: str
+    parts: Callable[[Mapping[str, Any], Any], Parts]
+
+
+def _diffusers(parts: Callable[..., Parts], library: str = "diffusers") -> Kind:
+    return Kind(library, "diffusion_pytorch_model", parts)
 
 
 AUTOENCODERS = {
-    "AutoencoderKL": of_autoencoder,
-    "VQModel": of_autoencoder,
-    "AutoencoderTiny": of_tiny_autoencoder,
+    "AutoencoderKL": _diffusers(of_autoencoder),
+    "VQModel": _diffusers(of_vq),
+    "AutoencoderTiny": _diffusers(of_tiny_autoencoder),
 }
-MAKERS = AUTOENCODERS | {
-    "UNet2DConditionModel": of_unet,
-    "UNet2DModel": of_unet,
-    "CLIPTextModel": of_text_encoder,
-    "CLIPTextModelWithProjection": of_text_encoder,
-    "CLIPVisionModelWithProjection": of_image_encoder,
-    "LDMBertModel": of_bert,
-    "StableUnCLIPImageNormalizer": of_normalizer,
-    "ControlNetModel": of_controlnet,
+KINDS = AUTOENCODERS | {
+    "UNet2DConditionModel": _diffusers(of_unet),
+    "UNet2DModel": _diffusers(of_unet),
+    "ControlNetModel": _diffusers(of_controlnet),
+    "CLIPTextModel": Kind("transformers", "model", of_text_encoder),
+    "CLIPTextModelWithProjection": Kind("transformers", "model", of_text_encoder),
+    "CLIPVisionModelWithProjection": Kind("transformers", "model", of_image_encoder),
+    # Modules of diffusers' pipelines.
+    "LDMBertModel": Kind("latent_diffusion", "model", of_bert),
+    "StableUnCLIPImageNormalizer": _diffusers(of_normalizer, "stable_diffusion"),
 }
 
 
@@ -185,8 +148,16 @@ def make(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
     Raises:
       ValueError: a class, or a setting of it, that we do not know.
     """
-    if kind not in MAKERS:
+    if kind not in KINDS:
         raise ValueError(
-            f"a component of the class {kind} is not known here; known are {sorted(MAKERS)}"
+            f"a component of the class {kind} is not known here; known are {sorted(KINDS)}"
         )
-    return MAKERS[kind](kind, config, dtype)
+    library, stem, parts = KINDS[kind]
+    # Configs that were written by hand may leave out what the index says.
+    said = {"architectures": [kind]} if library == "transformers" else {"_class_name": kind}
+    config = said | dict(config)
+    made = parts(config, dtype)
+    shapes = jax.eval_shape(made.module.init, KEY, *made.inputs)["params"]
+    return Component(
+        library, kind, stem, config, made.module, made.rows, shapes, made.ignore, made.scale
+    )
