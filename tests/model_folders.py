@@ -1,24 +1,11 @@
 """Folders of Stable Diffusion 1.5, 2.1 and XL as diffusers keeps them: published configs, or reduced with weights."""
 
 import functools
-import json
-
-import jax.numpy as jnp
 
 from ldm_jax.pretrained import components
-from ldm_jax.weights import files
 from tests import clip_files, published_unets, test_autoencoder_weights, test_clip, tiny
-from tests.drawn import like
+from tests.pretrained_folder import SCHEDULER, component, put
 
-NOISE = dict(
-    _class_name="DDIMScheduler",
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
 NARROW = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 # Two levels, as few as there can be with and without attention.
 UNET = dict(block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, sample_size=8)
@@ -76,21 +63,15 @@ def write(folder, kind, reduced=True):
         index[f"tokenizer{ending}"] = ["transformers", "CLIPTokenizer"]
         clip_files.write(folder / f"tokenizer{ending}", pad=clip_files.END if i == 0 else "!")
     for seed, (name, (kind_of, config)) in enumerate(parts.items()):
-        part = components.make(kind_of, config, jnp.float32)
-        index[name] = [part.library, kind_of]
+        index[name] = [components.KINDS[kind_of].library, kind_of]
         if reduced:
-            tensors = part.export(like(part.shapes, seed))
-            files.write(folder / name / f"{part.stem}.safetensors", tensors)
-        put(folder / name / "config.json", dict(config))
-    noise = NOISE | dict(prediction_type=prediction)
+            component(folder / name, kind_of, dict(config), seed)
+        else:
+            put(folder / name / "config.json", dict(config))
+    noise = SCHEDULER | dict(prediction_type=prediction)
     put(folder / "scheduler" / "scheduler_config.json", noise)
     put(folder / "model_index.json", index)
     return folder
-
-
-def put(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
 
 
 @functools.cache
