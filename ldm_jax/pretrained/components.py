@@ -22,8 +22,6 @@ from ldm_jax.weights import (
 )
 from ldm_jax.weights.table import Table
 
-KEY = jax.random.key(0)
-
 
 @dataclass(frozen=True)
 class Component:
@@ -57,6 +55,10 @@ def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *sizes), dtype)
 
 
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(jax.random.key, 0)
+
+
 def _pixels(module: Any) -> jax.ShapeDtypeStruct:
     return _shape(module.factor, module.factor, module.channels)
 
@@ -69,12 +71,12 @@ def of_unet(config: Mapping[str, Any], dtype: Any) -> Parts:
 def of_autoencoder(config: Mapping[str, Any], dtype: Any) -> Parts:
     module = autoencoder.from_config(config, dtype)
     scale = autoencoder.scaling_factor(config)
-    return Parts(module, autoencoder.table, (_pixels(module), KEY), scale=scale)
+    return Parts(module, autoencoder.table, (_pixels(module), _key()), scale=scale)
 
 
 def of_vq(config: Mapping[str, Any], dtype: Any) -> Parts:
     module = vq.from_config(config, dtype)
-    return Parts(module, vq.table, (_pixels(module), KEY), scale=vq.scaling_factor(config))
+    return Parts(module, vq.table, (_pixels(module), _key()), scale=vq.scaling_factor(config))
 
 
 def of_tiny_autoencoder(config: Mapping[str, Any], dtype: Any) -> Parts:
@@ -157,7 +159,7 @@ def make(kind: str, config: Mapping[str, Any], dtype: Any) -> Component:
     said = {"architectures": [kind]} if library == "transformers" else {"_class_name": kind}
     config = said | dict(config)
     made = parts(config, dtype)
-    shapes = jax.eval_shape(made.module.init, KEY, *made.inputs)["params"]
+    shapes = jax.eval_shape(made.module.init, _key(), *made.inputs)["params"]
     return Component(
         library, kind, stem, config, made.module, made.rows, shapes, made.ignore, made.scale
     )
