@@ -14,6 +14,7 @@ from ldm_jax.nn import embeddings
 from ldm_jax.pretrained import components, kinds, sources, variations
 from ldm_jax.weights import bert, files, recognise
 from ldm_jax.weights import unclip as their_unclip
+from tests import bert_files, tiny
 from tests.drawn import count, like
 
 NOISE = dict(_class_name="DDIMScheduler", beta_schedule="scaled_linear", clip_sample=False)
@@ -263,3 +264,66 @@ def test_images_that_cannot_be_seen_are_refused():
     pipe.processors["feature_extractor"]["image_mean"] = list(clip.MEAN)
     with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8, 4\)"):
         variations.encode_image(pipe, np.zeros((1, 8, 8, 4), np.float32))
+
+
+# ---- single files in the original layout --------------------------------------------------------
+
+
+def assert_the_same_from_a_single_file(folder, tmp_path):
+    pipe = ldm_jax.from_pretrained(folder)
+    path = tmp_path / "single.safetensors"
+    pipe.save_pretrained(path, layout="original")
+    again = ldm_jax.from_pretrained(path, config=folder)
+    assert again.index["_class_name"] == pipe.index["_class_name"]
+    tiny.assert_equal(again.component_params(), pipe.component_params())
+    assert float(again.arrays["scale"]) == float(pipe.arrays["scale"])
+    again.save_pretrained(tmp_path / "folder")
+    tiny.assert_equal(
+        ldm_jax.from_pretrained(tmp_path / "folder").component_params(), pipe.component_params()
+    )
+    return again
+
+
+def test_an_unconditional_model_of_a_single_file(celeba, tmp_path):
+    again = assert_the_same_from_a_single_file(celeba, tmp_path)
+    assert again.tokenizers == {}
+    names = files.read(tmp_path / "single.safetensors")
+    assert "first_stage_model.quantize.embedding.weight" in names
+    assert "model.diffusion_model.middle_block.1.qkv.weight" in names
+    # Averages of the U-Net's weights, under the names that their code gives them.
+    tensors = {name: np.asarray(tensor) for name, tensor in names.items()}
+    for name in [name for name in tensors if name.startswith("model.diffusion_model.")]:
+        average = "model_ema." + name.removeprefix("model.").replace(".", "")
+        tensors[average] = tensors[name] + 1
+    files.write(tmp_path / "averaged.safetensors", tensors)
+    mean = ldm_jax.from_pretrained(tmp_path / "averaged.safetensors", config=celeba, ema=True)
+    expected = jax.tree.map(lambda leaf: leaf + 1, again.params["network"])
+    tiny.assert_equal(mean.params["network"], expected)
+    with pytest.raises(ValueError, match="the file lacks"):
+        ldm_jax.from_pretrained(tmp_path / "single.safetensors", config=celeba, ema=True)
+
+
+def test_a_text_model_of_latent_diffusion_of_a_single_file(tmp_path):
+    unet = UNET | dict(
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )
+    vae = {k: v for k, v in VQ.items() if k != "num_vq_embeddings"} | dict(scaling_factor=0.3)
+    text = PUBLISHED | dict(vocab_size=60, d_model=8, encoder_layers=2, encoder_ffn_dim=32)
+    networks = {
+        "unet": ("UNet2DConditionModel", unet),
+        "vqvae": ("AutoencoderKL", vae),
+        "bert": ("LDMBertModel", text),
+    }
+    folder = write(tmp_path / "theirs", "LDMTextToImagePipeline", networks, SCHEDULER)
+    bert_files.write(folder / "tokenizer")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "BertTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    again = assert_the_same_from_a_single_file(folder, tmp_path)
+    assert again.index["bert"] == ["latent_diffusion", "LDMBertModel"]
+    assert again.tokenize(["a cat"]).shape == (1, 77)

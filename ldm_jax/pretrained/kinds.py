@@ -31,6 +31,12 @@ def renamed(parts: Mapping[str, T]) -> dict[str, T]:
     return {RENAMED.get(name, name): part for name, part in parts.items()}
 
 
+def original_name(name: str, kind: str) -> str:
+    """What a pipeline of this class calls a component with a usual name."""
+    names = {usual: old for old, usual in RENAMED.items() if old in NEEDED.get(kind, ())}
+    return names.get(name, name)
+
+
 def stored_name(name: str, index: Mapping[str, Any]) -> str:
     """The name in this index of a component with a usual name."""
     return next((old for old, usual in RENAMED.items() if usual == name and old in index), name)

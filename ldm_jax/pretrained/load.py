@@ -34,6 +34,7 @@ def from_pretrained(
     variant: str | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     tokenizers: Sequence[str | Path] = (),
+    ema: bool = False,
     controlnets: Sequence[str | Path] = (),
     mesh: Mesh | None = None,
     rules: Sequence[tuple[str, Any]] = REPLICATE,
@@ -50,6 +51,7 @@ def from_pretrained(
       config: for a single file, what its shapes do not tell: a folder of diffusers (also for the tokenizers), the
         original YAML file, or {component: settings in diffusers' words}.
       tokenizers: for a single file, the folders of its tokenizers.
+      ema: of a single file that has it, the moving average of the U-Net's weights.
       controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
       mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
 
@@ -59,7 +61,7 @@ def from_pretrained(
     if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
         raise ValueError(f"dtype={dtype} is not among {DTYPES}")
     dtype = jnp.dtype(dtype)
-    source = sources.open_any(path, variant, config, tokenizers, revision)
+    source = sources.open_any(path, variant, config, tokenizers, ema, revision)
     made = {
         name: components.make(kind, settings, dtype)
         for name, (kind, settings) in source.networks.items()

@@ -48,10 +48,10 @@ def save_original(of: Any, path: str | Path) -> None:
       ValueError: the file exists.
     """
     path = Path(path)
-    kind = of.index.get("_class_name")
-    if kind in kinds.NEEDED:
+    if of.vision:
         raise ValueError(
-            f"a {kind} cannot be written in the original layout; give layout='diffusers'"
+            f"a {of.index.get('_class_name')} cannot be written in the original layout, which has no place for its "
+            "image encoder; give layout='diffusers'"
         )
     if path.exists():
         raise ValueError(f"{path} exists; give the name of a new file, nothing was written")
@@ -70,9 +70,9 @@ def _prefixes(networks: Mapping[str, Component]) -> dict[str, str]:
     xl = "text_encoder_2" in texts
     found = {"unet": original.UNET, "vae": original.VAE}
     for i, name in enumerate(texts):
-        openai = networks[name].module.activation == "quick_gelu"
         stem = f"conditioner.embedders.{i}." if xl else original.TEXT
-        found[name] = stem + ("transformer." if openai else "model.")
+        open_clip = getattr(networks[name].module, "activation", None) == "gelu"
+        found[name] = stem + ("model." if open_clip else "transformer.")
     return found
 
 

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from ldm_jax.pretrained import kinds
+from ldm_jax.models import text
+from ldm_jax.pretrained import components, kinds
 from ldm_jax.pretrained.components import Component
 from ldm_jax.weights import (
+    autoencoder,
     files,
     folder,
     original,
@@ -21,7 +23,9 @@ from ldm_jax.weights import (
     pickles,
     prompts,
     recognise,
+    scheduler,
     unet,
+    vq,
 )
 from ldm_jax.weights.table import Table
 
@@ -63,15 +67,16 @@ def open_any(
     variant: str | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     tokenizers: Sequence[str | Path] = (),
+    ema: bool = False,
     revision: str | None = None,
 ) -> Source:
     """A folder, a file or a repository; see `load.from_pretrained`."""
     path = local(path, revision)
     if not path.is_dir():
-        return open_file(path, config, tokenizers)
-    if config is not None or tokenizers:
+        return open_file(path, config, tokenizers, ema)
+    if config is not None or tokenizers or ema:
         raise ValueError(
-            f"{path} is a folder, which has its own configs and tokenizers; leave them out"
+            f"{path} is a folder, which has its own configs and tokenizers and no ema; leave them out"
         )
     return open_folder(path, variant)
 
@@ -112,7 +117,10 @@ def open_folder(path: Path, variant: str | None) -> Source:
 
 
 def open_file(
-    path: Path, config: str | Path | Mapping[str, Any] | None, tokenizers: Sequence[str | Path]
+    path: Path,
+    config: str | Path | Mapping[str, Any] | None,
+    tokenizers: Sequence[str | Path],
+    ema: bool,
 ) -> Source:
     """A single file of the original layout: safetensors, or of torch, whose pickle may make tensors and nothing else.
 
@@ -122,7 +130,7 @@ def open_file(
       FileNotFoundError, ValueError: no such file, one that cannot be read, or no model that is known here.
     """
     read = files.read if path.suffix == ".safetensors" else pickles.read
-    found = read(path)
+    found = original.averaged(read(path)) if ema else read(path)
     asked, beside = _asked(config)
     what = recognise.recognise(found, asked)
     index = _index(path, what) | beside
@@ -141,8 +149,11 @@ def open_file(
         rows, ignore = table(name, component, what.prefixes[name])
         return Tensors(parts[name], rows, (*component.ignore, *ignore, *original.BESIDE))
 
-    index |= {name: [_library(kind), kind] for name, (kind, _) in networks.items()}
-    index |= {name: ["transformers", "CLIPTokenizer"] for name in words}
+    for name, (kind, _) in networks.items():
+        at = kinds.original_name(name, index["_class_name"])
+        index[at] = [components.KINDS[kind].library if kind in components.KINDS else None, kind]
+    tokenizer = "BertTokenizer" if "bert" in index else "CLIPTokenizer"
+    index |= {name: ["transformers", tokenizer] for name in words}
     index["scheduler"] = ["diffusers", what.configs["scheduler"]["_class_name"]]
     return Source(index, networks, words, {"scheduler": what.configs["scheduler"]}, tensors)
 
@@ -154,12 +165,16 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
       ValueError: networks that make up no pipeline that is known here.
     """
     texts = [name for name in TEXTS if name in what.configs]
-    clip = all("architectures" in what.configs[name] for name in texts)
-    if not {"unet", "vae"} <= what.configs.keys() or not texts or not clip:
+    plain = what.configs.get("unet", {}).get("_class_name") == "UNet2DModel"
+    if not {"unet", "vae"} <= what.configs.keys() or plain == bool(texts):
         raise ValueError(
             f"{path} is a model of the family {what.family!r} with {sorted(what.configs)}; a pipeline needs a U-Net, "
-            "an autoencoder and text encoders of CLIP"
+            "an autoencoder, and text encoders if the U-Net reads tokens"
         )
+    if plain:
+        return {"_class_name": "LDMPipeline"}
+    if what.configs[texts[0]].get("_class_name") == "LDMBertModel":
+        return {"_class_name": "LDMTextToImagePipeline"}
     if what.family.endswith("unclip"):
         raise ValueError(
             f"{path} is a model of the family {what.family!r}, whose image encoder is read from folders only"
@@ -175,16 +190,14 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
     return {"_class_name": f"StableDiffusion{xl}{READS[reads]}Pipeline"}
 
 
-def _library(kind: str) -> str:
-    return "transformers" if kind.startswith("CLIP") else "diffusers"
-
-
 def table(name: str, component: Component, prefix: str) -> tuple[Table, Sequence[str]]:
     """The original names of a component below its prefix, and what of them is not read."""
     if name == "unet":
         return original.unet(component.module, prefix), ()
     if name == "vae":
         return original.autoencoder(component.module, prefix), ()
+    if isinstance(component.module, text.TextTransformer):
+        return original.bert(component.module, prefix), ()
     if prefix.endswith("model."):
         return original.open_clip(prefix), original.open_clip_unused(component.module, prefix)
     return original.clip(prefix), ()
@@ -198,8 +211,17 @@ def _asked(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return dict(config), {}
     if Path(config).is_dir():
         opened = folder.open_folder(config)
+        if lacking := [n for n in kinds.needed(opened.index) if n not in opened.parts]:
+            raise ValueError(f"{config}, given as config, lacks {lacking}; give a whole folder")
         beside = {k: v for k, v in opened.index.items() if not isinstance(v, list)}
-        kept = {n: p.config for n, p in opened.parts.items() if n in (*NETWORKS, "scheduler")}
+        parts = kinds.renamed(opened.parts)
+        kept = {n: p.config for n, p in parts.items() if n in (*NETWORKS, "scheduler")}
+        # What these leave out has the value that their class gives it, and not the one that is recognised.
+        kept["scheduler"] = scheduler.to_config(
+            scheduler.read(kept["scheduler"]), kept["scheduler"]
+        )
+        family = vq if parts["vae"].kind == "VQModel" else autoencoder
+        kept["vae"] = {"scaling_factor": family.scaling_factor(kept["vae"])} | kept["vae"]
         return kept, beside
     return original_yaml.from_yaml(config), {}
 
