@@ -154,13 +154,8 @@ def read(path: Path) -> Any:
         return pipe.params, pipe.arrays
     config = folder.read_json(path / "config.json", "a component")
     made = components.make(config["_class_name"], config, jnp.dtype(DTYPE.value))
-    shapes = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, DTYPE.value, sharding=where),
-        made.shapes,
-        sharding.layouts(mesh, rules, made.shapes),
-    )
-    tensors = folder.weights(path, made.stem)
-    return table.load(made.rows(tensors), shapes, tensors)
+    tensors = made.stored(folder.weights(path, made.stem))
+    return made.load(tensors, DTYPE.value, sharding.layouts(mesh, rules, made.shapes))
 
 
 def load(path: Path) -> None:

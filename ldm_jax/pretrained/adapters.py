@@ -19,7 +19,6 @@ from ldm_jax.weights import (
     lora_files,
     original,
     pickles,
-    table,
 )
 
 Paths = str | Path | Sequence[str | Path]
@@ -115,11 +114,8 @@ def with_autoencoder(pipe: Any, path: str | Path, variant: str | None = None) ->
             f"{pipe.latent_channels}; give one for the same latents"
         )
     whole = sharding.replicated(pipe.mesh)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=whole), made.shapes
-    )
-    tensors = folder.weights(path, made.stem, variant)
-    params = table.load(made.rows(tensors), shapes, tensors, ignore=made.ignore)
+    tensors = made.stored(folder.weights(path, made.stem, variant))
+    params = made.load(tensors, dtype, jax.tree.map(lambda _: whole, made.shapes))
     return dataclasses.replace(
         pipe,
         model=pipe.model._replace(codec=codec.autoencoder(made.module)),

@@ -1,6 +1,6 @@
 """The networks that a pretrained model consists of, each with its config, its module and its names in files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,14 @@ from ldm_jax.weights import (
 from ldm_jax.weights.table import Table
 
 
+class Tensors(NamedTuple):
+    """Those of a component in its files, and how their names are read."""
+
+    tensors: Mapping[str, Any]
+    rows: Table
+    ignore: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Component:
     """A network, and how diffusers or transformers keep it."""
@@ -36,6 +44,23 @@ class Component:
     shapes: Params  # of its parameters, in float32
     ignore: tuple[str, ...] = ()
     scale: float = 1.0  # of an autoencoder: what latents are multiplied by
+
+    def stored(self, tensors: Mapping[str, Any]) -> Tensors:
+        """The tensors of its own files."""
+        return Tensors(tensors, self.rows(tensors), self.ignore)
+
+    def check(self, given: Tensors) -> None:
+        """Raises as `table.check`: they are not this network's."""
+        table.check(given.rows, self.shapes, given.tensors, given.ignore)
+
+    def load(self, given: Tensors, dtype: Any, layouts: Params) -> Params:
+        """The parameters, born with these shardings; raises as `table.load`."""
+        shapes = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+            self.shapes,
+            layouts,
+        )
+        return table.load(given.rows, shapes, given.tensors, ignore=given.ignore)
 
     def export(self, params: Params) -> dict[str, Any]:
         return table.export(self.rows({}), params)

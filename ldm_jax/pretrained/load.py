@@ -18,7 +18,7 @@ from ldm_jax.pretrained import components, inputs, kinds, sources
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import folder, prompts, scheduler, table
+from ldm_jax.weights import folder, prompts, scheduler
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
@@ -75,11 +75,10 @@ def from_pretrained(
     model = assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
     stored = [source.tensors(name, component) for name, component in made.items()]
     for net, folder_ in zip(nets, controlnets, strict=True):
-        tensors = folder.weights(Path(folder_), net.stem, variant)
-        stored.append(sources.Tensors(tensors, net.rows(tensors), net.ignore))
+        stored.append(net.stored(folder.weights(Path(folder_), net.stem, variant)))
     every = [*made.values(), *nets]
     for component, given in zip(every, stored, strict=True):
-        table.check(given.rows, component.shapes, given.tensors, given.ignore)
+        component.check(given)
     mesh = sharding.make_mesh() if mesh is None else mesh
     loaded = [_load(*pair, dtype, mesh, rules) for pair in zip(every, stored, strict=True)]
     params = dict(zip(made, loaded, strict=False))
@@ -92,7 +91,7 @@ def from_pretrained(
 
 def _load(
     component: components.Component,
-    given: sources.Tensors,
+    given: components.Tensors,
     dtype: Any,
     mesh: Mesh,
     rules: Sequence[tuple[str, Any]],
@@ -100,19 +99,7 @@ def _load(
     names = tree.names(component.shapes)
     # The rules of one network need not match another's leaves.
     fitting = [(p, v) for p, v in rules if any(re.fullmatch(p, name) for name in names)]
-    return onto(component, given, dtype, sharding.layouts(mesh, fitting, component.shapes))
-
-
-def onto(
-    component: components.Component, given: sources.Tensors, dtype: Any, layouts: Params
-) -> Params:
-    """The parameters of a component, born with these shardings; raises as `table.load`."""
-    shapes = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
-        component.shapes,
-        layouts,
-    )
-    return table.load(given.rows, shapes, given.tensors, ignore=given.ignore)
+    return component.load(given, dtype, sharding.layouts(mesh, fitting, component.shapes))
 
 
 def assemble(

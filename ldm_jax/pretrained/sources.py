@@ -13,7 +13,7 @@ from absl import logging
 
 from ldm_jax.models import text
 from ldm_jax.pretrained import components, kinds
-from ldm_jax.pretrained.components import Component
+from ldm_jax.pretrained.components import Component, Tensors
 from ldm_jax.weights import (
     autoencoder,
     files,
@@ -43,14 +43,6 @@ UNUSED = {
 # What diffusers calls the pipelines whose U-Net reads so many channels beside the latents' four.
 READS = {0: "", 1: "Depth2Img", 3: "Upscale", 4: "InstructPix2Pix", 5: "Inpaint"}
 REFINER = dict(requires_aesthetics_score=True, force_zeros_for_empty_prompt=False)
-
-
-class Tensors(NamedTuple):
-    """Those of a component, and how their names are read."""
-
-    tensors: Mapping[str, Any]
-    rows: Table
-    ignore: Sequence[str]
 
 
 class Source(NamedTuple):
@@ -103,8 +95,7 @@ def open_folder(path: Path, variant: str | None) -> Source:
     networks = [*NETWORKS, *(name for name in kinds.VISION if name in needed)]
 
     def tensors(name, component):
-        found = folder.weights(parts[name].folder, component.stem, variant)
-        return Tensors(found, component.rows(found), component.ignore)
+        return component.stored(folder.weights(parts[name].folder, component.stem, variant))
 
     return Source(
         opened.index,

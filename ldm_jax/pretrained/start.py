@@ -20,10 +20,10 @@ from ldm_jax.data.pipeline import Rows
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pretrained import components, load, sources
 from ldm_jax.types import Params
-from ldm_jax.weights import prompts, table, unet
+from ldm_jax.weights import prompts, unet
 
 NETWORK, CODEC = "unet", "vae"
-Stored = Mapping[str, sources.Tensors]  # component -> its tensors, not read yet
+Stored = Mapping[str, components.Tensors]  # component -> its tensors, not read yet
 
 
 class Start(NamedTuple):
@@ -105,12 +105,12 @@ def tensors(of: Start, names: Iterable[str]) -> Stored:
     for name in names:
         component = of.components[name]
         found[name] = given = of.source.tensors(name, component)
-        table.check(given.rows, component.shapes, given.tensors, given.ignore)
+        component.check(given)
     return found
 
 
 def _loaded(of: Start, stored: Stored, name: str, layouts: Params) -> Params:
-    return load.onto(of.components[name], stored[name], jnp.float32, layouts)
+    return of.components[name].load(stored[name], jnp.float32, layouts)
 
 
 def network(of: Start, stored: Stored, layouts: Params) -> Params:
