@@ -59,12 +59,17 @@ def open_folder(path: str | Path) -> Folder:
     return Folder(index, parts)
 
 
+# What the config of a class is named, by a part of the class's name; of others it is "config".
+CONFIGS = {
+    "Scheduler": "scheduler_config",
+    "Tokenizer": "tokenizer_config",
+    "FeatureExtractor": "preprocessor_config",
+    "ImageProcessor": "preprocessor_config",
+}
+
+
 def _config(folder: Path, kind: str) -> dict[str, Any]:
-    file = {"Scheduler": "scheduler_config", "Tokenizer": "tokenizer_config"}.get(
-        next((end for end in ("Scheduler", "Tokenizer") if end in kind), ""), "config"
-    )
-    if any(end in kind for end in ("FeatureExtractor", "ImageProcessor")):
-        file = "preprocessor_config"
+    file = next((file for part, file in CONFIGS.items() if part in kind), "config")
     return read_json(folder / f"{file}.json", f"a {kind}")
 
 
