@@ -213,3 +213,5 @@ def test_what_cannot_be_loaded_is_told(folder, tmp_path):
         from_pretrained(folder, controlnets=[tmp_path])
     with pytest.raises(ValueError, match="is unknown; choose"):
         from_pretrained(folder, rules=((".*", "everywhere"),))
+    with pytest.raises(ValueError, match=r"rules \['no/such/.*'\] match no parameter"):
+        from_pretrained(folder, rules=(("no/such/.*", "fsdp"), (".*", "replicate")))

@@ -79,6 +79,7 @@ def from_pretrained(
     every = [*made.values(), *nets]
     for component, given in zip(every, stored, strict=True):
         component.check(given)
+    _check_rules(rules, every)
     mesh = sharding.make_mesh() if mesh is None else mesh
     loaded = [_load(*pair, dtype, mesh, rules) for pair in zip(every, stored, strict=True)]
     params = dict(zip(made, loaded, strict=False))
@@ -87,6 +88,16 @@ def from_pretrained(
         return pipe
     steering = {"controls": tuple(loaded[len(made) :])}
     return dataclasses.replace(pipe, params=pipe.params | steering, controlnets=nets)
+
+
+def _check_rules(rules: Sequence[tuple[str, Any]], every: Sequence[components.Component]) -> None:
+    """Raises: ValueError: a rule that matches no parameter of any network (a final ".*" may be idle)."""
+    names = [name for component in every for name in tree.names(component.shapes)]
+    dead = [p for p, _ in rules if p != ".*" and not any(re.fullmatch(p, n) for n in names)]
+    if dead:
+        raise ValueError(
+            f"the rules {dead} match no parameter; parameters are named like {names[:3]}"
+        )
 
 
 def _load(
