@@ -255,7 +255,10 @@ def test_saved_and_loaded_again(folder, pipe, tmp_path):
             for key, tensor in theirs.items():
                 assert np.asarray(ours[key]).tobytes() == np.asarray(tensor).tobytes(), key
         elif name.suffix == ".json":
-            assert json.loads(ours.read_text()) == json.loads(theirs.read_text()), name
+            config = json.loads(theirs.read_text())
+            if name.parts[0] == "text_encoder":  # which this folder leaves to the index
+                config = {"architectures": ["CLIPTextModel"]} | config
+            assert json.loads(ours.read_text()) == config, name
         else:
             assert ours.read_bytes() == theirs.read_bytes(), name
     again = from_pretrained(saved, mesh=one_device())
