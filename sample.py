@@ -26,7 +26,7 @@ WORKDIR = text("workdir", None, "a run of train.py")
 PROMPT = texts("prompt", [], "a prompt, or a file with one prompt a line; may be repeated")
 LABEL = texts("label", [], "a class, by name or number; may be repeated")
 N = whole("n", 1, "samples a prompt or label", lower_bound=1)
-SOLVER = text("solver", None, "a solver of ldm_jax/diffusion/solvers.py; None: the config's")
+SOLVER = text("solver", None, "a solver of ldm_jax/diffusion/solvers; None: the config's")
 STEPS = whole("steps", None, "steps of the solver; None: the config's", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS

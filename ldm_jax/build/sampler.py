@@ -9,15 +9,30 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import parts
-from ldm_jax.build.sections import checked
-from ldm_jax.diffusion import samplers
+from ldm_jax.build.sections import check_arguments, checked, did_you_mean, parameters, section
+from ldm_jax.diffusion import samplers, solvers
+from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
 SAMPLER = dict(solver=str | dict, steps=int, spacing=str, guidance=float, rescale=float)
+
+
+def solver(value: Any, path: Path) -> samplers.Solver:
+    """The solver that a section names, for a path.
+
+    Raises:
+      ValueError: an unknown one ("did you mean"), or options that it does not take.
+    """
+    options = section(value, "sampler.solver")
+    name = options.pop("name")
+    if name not in solvers.TABLE:
+        raise ValueError(f"there is no solver {name!r}{did_you_mean(name, solvers.TABLE)}")
+    of = solvers.TABLE[name].make
+    check_arguments(of, name, options | {k: path for k in parameters(of) if k == "path"})
+    return solvers.make(name, path, **options)
 
 
 def sampling(
@@ -33,11 +48,11 @@ def sampling(
         raise ValueError(
             "this model is unconditional, so there is nothing to guide it by; leave guidance out"
         )
-    solver = parts.make_section("diffusion.solvers", given["solver"], "sampler.solver")
+    walk = solver(given["solver"], of.path)
     points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
     about = {k: str(v) for k, v in given.items()}
     scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
-    return Sampling(solver, points, scale, phi, film, tuple(about.items()))
+    return Sampling(walk, points, scale, phi, film, tuple(about.items()))
 
 
 def drawer(

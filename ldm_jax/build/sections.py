@@ -8,7 +8,7 @@ import difflib
 import importlib
 import inspect
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,15 @@ def _attribute(package: str, name: str) -> Any:
     return defined[parts[-1]]
 
 
+def parameters(of: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a section may say for a function or a module."""
+    found = inspect.signature(of).parameters
+    return {k: p for k, p in found.items() if k not in ("parent", "name")}
+
+
 def accepted(package: str, name: str) -> dict[str, inspect.Parameter]:
     """The keyword parameters of what a section names."""
-    parameters = inspect.signature(_attribute(package, name)).parameters
-    return {k: p for k, p in parameters.items() if k not in ("parent", "name")}
+    return parameters(_attribute(package, name))
 
 
 def make(package: str, name: str, /, **kwargs: Any) -> Any:
@@ -119,22 +124,27 @@ def make(package: str, name: str, /, **kwargs: Any) -> Any:
     Raises:
       ValueError: an unknown name or argument ("did you mean"), a missing argument, or one of a wrong type.
     """
-    f = _attribute(package, name)
-    parameters = accepted(package, name)
-    for key, value in kwargs.items():
-        if key not in parameters:
-            raise ValueError(f"{name} takes no {key!r}{did_you_mean(key, parameters)}")
-        hint = parameters[key].annotation
+    of = _attribute(package, name)
+    check_arguments(of, name, kwargs)
+    return of(**kwargs)
+
+
+def check_arguments(of: Callable[..., Any], name: str, given: Mapping[str, Any]) -> None:
+    """Raises: ValueError: as in `make`."""
+    takes = parameters(of)
+    for key, value in given.items():
+        if key not in takes:
+            raise ValueError(f"{name} takes no {key!r}{did_you_mean(key, takes)}")
+        hint = takes[key].annotation
         simple = isinstance(hint, type | types.UnionType | types.GenericAlias)
         if simple and isinstance(value, Plain) and not fits(value, hint):
             raise ValueError(f"{name}: {key} = {value!r} has a wrong type; expected {shown(hint)}")
     missing = [
         k
-        for k, p in parameters.items()
+        for k, p in takes.items()
         if p.default is inspect.Parameter.empty
-        and k not in kwargs
+        and k not in given
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if missing:
         raise ValueError(f"{name} needs {missing} in its config section")
-    return f(**kwargs)

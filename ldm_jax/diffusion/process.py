@@ -61,6 +61,17 @@ class Point(NamedTuple):
     sigma: Array
 
 
+def log_ratio(p: Point) -> Array:
+    """lambda = log(alpha / sigma), half the log-SNR: -inf for pure noise, inf for clean data."""
+    return jnp.log(p.alpha) - jnp.log(p.sigma)
+
+
+def level(path: Path, lam: Array) -> Point:
+    """The noise level of a path at a finite lambda, within the path's range."""
+    t = path.time_of(lam)
+    return Point(t, path.alpha(t), path.sigma(t))
+
+
 def over(coefficient: Array, x: Array) -> Array:
     """A scalar or one value a sample, shaped so that it multiplies x: [b] -> [b, 1, ..., 1]."""
     return (

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Shaped
 
-from ldm_jax.diffusion import process, samplers
+from ldm_jax.diffusion import process, samplers, solvers
 from ldm_jax.pretrained import sampling
 from ldm_jax.training import sharding
 from ldm_jax.types import Control
@@ -198,8 +198,8 @@ def check_images(images: Any, factor: int) -> None:
 
 def check_solver(solver: str) -> None:
     """Raises: ValueError: an unknown solver."""
-    if solver not in sampling.SOLVERS:
-        raise ValueError(f"there is no solver {solver!r}; the choices are {list(sampling.SOLVERS)}")
+    if solver not in solvers.TABLE:
+        raise ValueError(f"there is no solver {solver!r}; the choices are {sorted(solvers.TABLE)}")
 
 
 def check(prompt: Prompts, solver: str, images: Any = None, factor: int = 1) -> list[str]:

@@ -12,8 +12,6 @@ from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import clip
 
-SOLVERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
-
 
 def resting(solver: samplers.Solver) -> samplers.Solver:
     """The solver, but a step from a noise level to the same one asks no network and leaves x as it is."""
@@ -52,7 +50,8 @@ def sampler(
 
     @jax.jit
     def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta):
-        step = resting(solvers.ddim(eta) if solver == "ddim" else getattr(solvers, solver)())
+        options = {"eta": eta} if solver == "ddim" else {}
+        step = resting(solvers.make(solver, model.path, **options))
         cond = model.condition(params, batch).replace(**extra)
         network = model.raw(params)
         if controlnets:

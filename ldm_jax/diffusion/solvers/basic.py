@@ -1,4 +1,4 @@
-"""The solvers: one step from a noise level p to a cleaner one q.
+"""The basic solvers: of first order, and the two best known of second.
 
 Deterministic solvers integrate the probability-flow ODE in the form
 
@@ -7,14 +7,6 @@ Deterministic solvers integrate the probability-flow ODE in the form
 in which all paths look alike: no solver divides by alpha_p (0 at the noisy end of flows) or by
 sigma_q (0 at clean data), so the first and the last step are no special cases. A step takes and
 returns states in the units of the path.
-
-| solver      | order | calls a step           | source                                         |
-|-------------|-------|------------------------|------------------------------------------------|
-| ddpm        | 1 SDE | 1                      | Ho et al. 2020, Algorithm 2                    |
-| ddim(eta)   | 1     | 1                      | Song et al. 2021 (DDIM), eq. 12, 16            |
-| euler       | 1     | 1                      | Karras et al. 2022, Algorithm 1 without line 6 |
-| heun        | 2     | 2, and 1 in the last   | Karras et al. 2022, Algorithm 1                |
-| dpmpp_2m    | 2     | 1                      | Lu et al. 2022 (DPM-Solver++), Algorithm 2     |
 """
 
 from typing import Literal
@@ -23,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ldm_jax.diffusion.process import over, posterior, snr_ratio, transition
+from ldm_jax.diffusion.process import log_ratio, over, posterior, snr_ratio, transition
 from ldm_jax.diffusion.samplers import Solver, noise
 
 
@@ -120,7 +112,7 @@ def dpmpp_2m() -> Solver:
     def step(denoise, x, p, q, memory, rng):
         before, h_before = memory
         x0 = denoise(x, p.t).x0
-        h = jnp.log(q.alpha / q.sigma) - jnp.log(p.alpha / p.sigma)
+        h = log_ratio(q) - log_ratio(p)
         h = jnp.broadcast_to(h, x.shape[:1])
         weight = over(jnp.where(jnp.isfinite(h), h, 0.0) / (2 * h_before), x)
         data = x0 + weight * (x0 - before)

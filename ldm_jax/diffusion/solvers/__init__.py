@@ -1,0 +1,50 @@
+"""The solvers: one step from a noise level p to a cleaner one q. `TABLE` has them by name.
+
+A solver is a function of its options that returns a `samplers.Solver`. It knows neither network nor target; those that
+ask the network between the levels of the grid take the path as well, which says what time such a level has.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ldm_jax.diffusion.process import Path
+from ldm_jax.diffusion.samplers import Solver
+from ldm_jax.diffusion.solvers.basic import ddim, ddpm, dpmpp_2m, euler, heun
+
+__all__ = ["TABLE", "About", "ddim", "ddpm", "dpmpp_2m", "euler", "heun", "make"]
+
+
+class About(NamedTuple):
+    """What is promised of a solver."""
+
+    make: Callable[..., Solver]  # options, and the path where it needs one -> Solver
+    order: int  # of the error of a sample, or of what is sampled where it is stochastic, with its default options
+    calls: str  # of the network
+    source: str
+    stochastic: bool = False  # with its default options
+
+
+TABLE = {
+    "ddpm": About(ddpm, 1, "1 a step", "Ho et al. 2020, Algorithm 2", True),
+    "ddim": About(ddim, 1, "1 a step", "Song et al. 2021 (DDIM), eq. 12, 16"),
+    "euler": About(euler, 1, "1 a step", "Karras et al. 2022, Algorithm 1 without line 6"),
+    "heun": About(heun, 2, "2 a step, 1 in the last", "Karras et al. 2022, Algorithm 1"),
+    "dpmpp_2m": About(dpmpp_2m, 2, "1 a step", "Lu et al. 2022 (DPM-Solver++), Algorithm 2"),
+}
+
+
+def make(name: str, path: Path, **options: Any) -> Solver:
+    """The solver of that name; its options are in the docstring of its function.
+
+    Raises:
+      ValueError: no such solver, or an option that it does not have.
+    """
+    if name not in TABLE:
+        raise ValueError(f"there is no solver {name!r}; the choices are {sorted(TABLE)}")
+    of = TABLE[name].make
+    takes = inspect.signature(of).parameters
+    if wrong := sorted(set(options) - set(takes)):
+        known = sorted(set(takes) - {"path"})
+        raise ValueError(f"the solver {name!r} has no option {wrong[0]!r}; its options are {known}")
+    return of(**options, **({"path": path} if "path" in takes else {}))
