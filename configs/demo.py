@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.seed, c.steps = 0, 700
+    c.seed, c.steps = 0, 800
     c.data = dict(
         source=dict(
             name="tfds_source.tfds",
@@ -65,6 +65,6 @@ def get_config():
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
-    c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=5.0)
-    c.log = dict(every=50, evaluate=350, save=350, batches=4, samples=16)
+    c.sampler = dict(solver="dpmpp_2m", steps=16, guidance=6.0)
+    c.log = dict(every=50, evaluate=400, save=400, batches=4, samples=16)
     return c
