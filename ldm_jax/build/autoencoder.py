@@ -65,6 +65,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     source = parts.source(config)
     workdir.compare(config, source, directory)
+    kept = parts.kept_step(config, mesh, source)
     autoencoder = model(config)
     options, arrays = _perceptual(config)
     objective = section(config.objective, "objective")
@@ -88,6 +89,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         batches=parts.batches(config, source, fields=()).iterate,
         evaluate=evaluation.autoencoder(autoencoder, mesh, fixed, shown),
         example=fixed[0],
+        kept=kept,
     )
     workdir.claim(config, source, directory)
     return made

@@ -248,6 +248,9 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     trained, provided = tokenizer(config, directory, source)
     if source.classes:
         provided["classes"] = len(source.classes)
+    given = section(config.codec, "codec")
+    files = [Path(given["run"], "config.json")] if isinstance(given.get("run"), str) else []
+    kept = parts.kept_step(config, mesh, source, provided, files=files)
     of, arrays, origin = model(config, mesh, directory, provided)
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     batches = parts.batches(config, source, **reading)
@@ -264,6 +267,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         init=functools.partial(init, config, of, provided),
         frozen=jax.device_put(arrays, sharding.replicated(mesh)),
         batches=batches.iterate,
+        kept=kept,
     )
     workdir.claim(config, source, directory)
     keep_tokenizer(trained, directory)

@@ -1,6 +1,7 @@
 """What both kinds of run are made of: mesh, data, optimizer, logging."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from ldm_jax.build.sections import checked, make, plain, section
 from ldm_jax.build.workdir import LOG
 from ldm_jax.data import pipeline as input_pipeline
-from ldm_jax.training import loop, sharding
+from ldm_jax.training import compiled, loop, sharding
 from ldm_jax.types import Loss, Params
 
 PIPELINE = dict(
@@ -69,6 +70,18 @@ def first_batches(config: ConfigDict, of: Any) -> list[dict[str, np.ndarray]]:
     return [{k: v for k, v in batch.items() if not k.startswith("_")} for batch in taken]
 
 
+def kept_step(
+    config: ConfigDict, mesh: Mesh, of: Any, *more: Any, files: Iterable[Path] = ()
+) -> compiled.Kept | None:
+    """Starts to load the run's compiled step, if an earlier start kept one.
+
+    It follows from the config without its log, the classes of the data `of`, `more` and the contents of `files`.
+    """
+    said = {k: v for k, v in plain(config).items() if k != "log"}
+    devices = list(mesh.devices.flat)
+    return compiled.begin(compiled.digest((said, of.classes, more), files, devices), devices)
+
+
 def log_options(config: ConfigDict) -> dict[str, int]:
     return LOG | plain(config.log)
 
@@ -84,6 +97,7 @@ def run(
     evaluate: Callable[[Params, Params], loop.Evaluation],
     example: dict[str, np.ndarray],
     load: Callable[[Any], Params] | None = None,
+    kept: compiled.Kept | None = None,
 ) -> loop.Run:
     """A Run; its optimizer, schedule and logging are those of the config. `frozen` lies on the mesh.
 
@@ -137,4 +151,5 @@ def run(
         keep=log["keep"],
         max_skipped=log["max_skipped"],
         load=load,
+        kept=kept,
     )

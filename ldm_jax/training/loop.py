@@ -5,6 +5,7 @@ the log is due.
 """
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoints, logs, sharding, step
+from ldm_jax.training import checkpoints, compiled, logs, sharding, step
 from ldm_jax.types import Loss, Params, TrainState
 
 AHEAD = 2  # steps handed to the device before the oldest of them is waited for: each holds a batch
@@ -51,6 +52,7 @@ class Run(NamedTuple):
     max_skipped: int
     # Parameters to start from, born with these layouts; `init` then says their shapes alone.
     load: Callable[[Any], Params] | None = None
+    kept: compiled.Kept | None = None  # the compiled step of an earlier start
 
 
 class TrainingStopped(RuntimeError):
@@ -175,11 +177,13 @@ def train(run: Run, workdir: str | Path) -> int:
         log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
         _greet(run, state, log)
         replicated = sharding.replicated(run.mesh)
-        train_step = jax.jit(
+        make_step = functools.partial(
+            compiled.finish,
+            run.kept,
             step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate),
-            donate_argnums=0,
-            out_shardings=(layouts, replicated),
+            (layouts, replicated),
         )
+        train_step = None
         key = jax.device_put(jax.random.key(run.seed + 1), replicated)
         window, first, stepping = Window(), at + 1, False
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
@@ -187,6 +191,7 @@ def train(run: Run, workdir: str | Path) -> int:
             while at < run.steps and interrupt.name is None:
                 batch = sharding.place(run.mesh, window.next_of(batches))
                 stepping = True
+                train_step = train_step or make_step((state, run.frozen, batch, key))
                 state, metrics = train_step(state, run.frozen, batch, key)
                 window.add(metrics)
                 stepping = False

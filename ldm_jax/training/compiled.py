@@ -1,0 +1,164 @@
+"""Compiled train steps that are kept between processes, so that a run that starts again need not trace its step.
+
+JAX's cache of compiled programs is asked with the program itself, which has to be traced and lowered first, and only
+then is the executable loaded. Here the question is a digest of all that the program follows from (`digest`), known as
+soon as the config is: the executable is loaded in a thread, outside of the interpreter's lock, while data, codec and
+parameters are made. What is loaded is what was compiled: the same machine code, the same bits.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from jax.experimental import serialize_executable
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")  # whose code a step is made of, beside ours
+PACKAGE = Path(__file__).parent.parent
+KEPT = 8  # executables; the ones that were used last
+OF_STEPS = "train_steps"  # a folder in JAX's cache of compiled programs
+
+Call = Callable[..., tuple[Any, dict[str, Any]]]  # (state, frozen, batch, rng) -> (state, metrics)
+
+
+class Kept(NamedTuple):
+    """Where the executable of a step lies or will lie, and the one that is being loaded from there, if there is."""
+
+    path: Path
+    devices: tuple[Any, ...]
+    loading: concurrent.futures.Future | None
+
+
+def digest(values: Any, files: Iterable[Path] = (), devices: Sequence[Any] = ()) -> str:
+    """Of all that a compiled step follows from, beside its inputs' shapes: sha256.
+
+    That is `values` (JSON: the config ...), the contents of `files`, this package's code, the libraries' versions, the
+    machine and its devices, and the settings of JAX and XLA.
+    """
+    found = hashlib.sha256()
+    for path in [*sorted(PACKAGE.rglob("*.py")), *files]:
+        content = path.read_bytes() if path.is_file() else b""
+        found.update(f"{path.name} {len(content)}\n".encode() + content)
+    settings = {k: repr(v) for k, v in jax.config.values.items() if "cache" not in k}
+    environment = {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "LIBTPU_"))}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    kinds = [(d.platform, d.device_kind, d.id) for d in devices]
+    client = devices[0].client.platform_version if devices else ""
+    machine = (sys.version, kinds, client, _processor())
+    described = (values, settings, environment, versions, machine)
+    found.update(json.dumps(described, sort_keys=True, default=repr).encode())
+    return found.hexdigest()
+
+
+def _processor() -> str:
+    """What the processor can do, as Linux tells it; code that is compiled for one may not run on another."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def begin(key: str, devices: Sequence[Any]) -> Kept | None:
+    """Starts to load the executable with that digest; None where nothing is kept.
+
+    Nothing is without a folder for compiled programs, and with several processes.
+    """
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or "://" in folder or jax.process_count() > 1:
+        return None
+    path = Path(folder) / OF_STEPS / key
+    loading = None
+    if path.is_file():
+        reader = concurrent.futures.ThreadPoolExecutor(1)
+        loading = reader.submit(_read, path, tuple(devices))
+        reader.shutdown(wait=False)
+    return Kept(path, tuple(devices), loading)
+
+
+def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> Call:
+    """The compiled step for inputs like these: the one that was kept, else it is compiled, and kept from now on.
+
+    `step` donates its state; `out` are the layouts of what it returns.
+    """
+    if kept is None:
+        return jax.jit(step, donate_argnums=0, out_shardings=out)
+    leaves = [jax.tree.leaves(i) for i in inputs]
+    trees = [jax.tree.structure(i) for i in inputs]
+    loaded = None
+    if kept.loading is not None:
+        try:
+            loaded, described, names = kept.loading.result()
+        except (ValueError, OSError, pickle.UnpicklingError, jax.errors.JaxRuntimeError) as error:
+            logging.warning(
+                "%s could not be loaded and is made anew: %s", kept.path, str(error).split("\n")[0]
+            )
+        else:
+            if described != _described(inputs):
+                raise RuntimeError(
+                    f"{kept.path} was compiled for other inputs, although its digest is the same; remove this file"
+                )
+    if loaded is None:
+        names = sorted(jax.eval_shape(step, *inputs)[1])
+
+        def flat(*given):  # the structure of lists is known before a state is
+            state, metrics = step(*(t.unflatten(g) for t, g in zip(trees, given, strict=True)))
+            return jax.tree.leaves(state), [metrics[name] for name in names]
+
+        layouts = (jax.tree.leaves(out[0]), [out[1]] * len(names))
+        loaded = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves).compile()
+        sizes = [len(given) for given in leaves]
+        _write(kept.path, loaded, (sizes, _described(inputs), names))
+
+    def call(*inputs):
+        state, metrics = loaded(*map(jax.tree.leaves, inputs))
+        return trees[0].unflatten(state), dict(zip(names, metrics, strict=True))
+
+    return call
+
+
+def _described(inputs: Any) -> list[str]:
+    """Names, shapes and types of all inputs."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(inputs)
+    return [f"{jax.tree_util.keystr(k)} {jax.typeof(v).str_short()}" for k, v in paths]
+
+
+def _read(path: Path, devices: tuple[Any, ...]) -> tuple[Any, list[str], list[str]]:
+    content = path.read_bytes()
+    told, content = content[:64], content[64:]
+    if hashlib.sha256(content).hexdigest().encode() != told:
+        raise ValueError("its contents are damaged")
+    serialized, sizes, described, names = pickle.loads(content)
+    lists = [[0] * n for n in sizes]
+    loaded = serialize_executable.deserialize_and_load(
+        serialized,
+        jax.tree.structure((tuple(lists), {})),
+        jax.tree.structure((lists[0], names)),
+        execution_devices=devices,
+    )
+    os.utime(path)
+    return loaded, described, names
+
+
+def _write(path: Path, made: Any, about: tuple[list[int], list[str], list[str]]) -> None:
+    """Keeps an executable, or says why not; the run does not depend on it."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        content = pickle.dumps((serialize_executable.serialize(made)[0], *about))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + content)
+        os.replace(temporary, path)
+        older = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-KEPT]
+        for one in older:
+            one.unlink(missing_ok=True)
+    except (ValueError, OSError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        logging.warning("the compiled step is not kept: %s", str(error).split("\n")[0])
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
