@@ -1,4 +1,4 @@
-"""The basic solvers: of first order, and the two best known of second.
+"""The basic solvers: of first order, and Heun's method.
 
 Deterministic solvers integrate the probability-flow ODE in the form
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ldm_jax.diffusion.process import log_ratio, over, posterior, snr_ratio, transition
+from ldm_jax.diffusion.process import over, posterior, snr_ratio, transition
 from ldm_jax.diffusion.samplers import Solver, noise
 
 
@@ -96,28 +96,3 @@ def heun() -> Solver:
         return lax.cond(jnp.any(q.sigma > 0), corrected, lambda: guess), memory, x0
 
     return Solver(_none, step)
-
-
-def dpmpp_2m() -> Solver:
-    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 is extrapolated linearly in lambda.
-
-    Order 2 with one call a step. The first step and the one to clean data are of order 1, as is the
-    second on a path that starts from pure noise (lambda = -inf there).
-    """
-
-    def init(x):
-        # An infinite step before the first one: extrapolation from it has weight 0.
-        return jnp.zeros_like(x), jnp.full(x.shape[:1], jnp.inf, x.dtype)
-
-    def step(denoise, x, p, q, memory, rng):
-        before, h_before = memory
-        x0 = denoise(x, p.t).x0
-        h = log_ratio(q) - log_ratio(p)
-        h = jnp.broadcast_to(h, x.shape[:1])
-        weight = over(jnp.where(jnp.isfinite(h), h, 0.0) / (2 * h_before), x)
-        data = x0 + weight * (x0 - before)
-        # The paper's alpha_q (1 - exp(-h)) is of_x0; both factors stay finite for h = inf.
-        of_x, of_x0 = q.sigma / p.sigma, q.alpha - q.sigma * p.alpha / p.sigma
-        return over(of_x, x) * x + over(of_x0, x) * data, (x0, h), x0
-
-    return Solver(init, step)
