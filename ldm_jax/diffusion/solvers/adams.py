@@ -55,7 +55,9 @@ def lms(order: int = 4) -> Solver:
 
 
 def deis(
-    order: int = 3, variable: Literal["log_rho", "rho"] = "log_rho", steps: int | None = None
+    order: int = 3,
+    variable: Literal["log_rho", "rho"] = "log_rho",
+    steps: int | Array | None = None,
 ) -> Solver:
     """DEIS (Zhang & Chen 2023): eps is a polynomial of degree `order` - 1 in log(rho) or rho = sigma / alpha.
 

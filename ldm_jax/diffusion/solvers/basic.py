@@ -76,11 +76,13 @@ def euler() -> Solver:
     return Solver(_none, step)
 
 
-def heun() -> Solver:
+def heun(ratio: bool = False) -> Solver:
     """Karras et al. 2022, Algorithm 1, on any path: Euler, then the trapezoid.
 
     Order 2; two calls a step, one in a step to clean data. On alpha = 1 these are the paper's
-    steps, on a rectified flow Heun's method in t.
+    steps, on a rectified flow Heun's method in t. With `ratio` they are the paper's steps for x / alpha
+    and sigma / alpha on every path, as in k-diffusion and diffusers; from pure noise, where that is
+    infinite, the step is the other one.
     """
 
     def step(denoise, x, p, q, memory, rng):
@@ -91,6 +93,10 @@ def heun() -> Solver:
         def corrected():
             again = denoise(guess, q.t)
             better = x + d_alpha * (x0 + again.x0) / 2 + d_sigma * (eps + again.eps) / 2
+            if ratio:
+                span = q.sigma - q.alpha * p.sigma / jnp.where(p.alpha > 0, p.alpha, 1.0)
+                scaled = guess + over(span, x) * (again.eps - eps) / 2
+                better = jnp.where(over(p.alpha, x) > 0, scaled, better)
             return jnp.where(over(q.sigma, x) > 0, better, guess)
 
         return lax.cond(jnp.any(q.sigma > 0), corrected, lambda: guess), memory, x0

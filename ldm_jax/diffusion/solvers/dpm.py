@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from ldm_jax.diffusion.process import Path, level, log_ratio, over
 from ldm_jax.diffusion.samplers import Solver
@@ -36,7 +37,7 @@ def dpm_solver(
     algorithm: Algorithm = "dpmsolver++",
     solver_type: Type = "midpoint",
     halved: bool = False,
-    steps: int | None = None,
+    steps: int | Array | None = None,
 ) -> Solver:
     """Multistep DPM-Solver(++), with one call of the network a step.
 
@@ -78,7 +79,7 @@ def dpmpp_2m() -> Solver:
     return dpm_solver(2)
 
 
-def dpmpp_3m(steps: int | None = None) -> Solver:
+def dpmpp_3m(steps: int | Array | None = None) -> Solver:
     """DPM-Solver++(3M): `dpm_solver` of order 3, where x0 is extrapolated by a parabola in lambda."""
     return dpm_solver(3, steps=steps)
 

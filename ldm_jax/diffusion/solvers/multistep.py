@@ -55,7 +55,7 @@ def add(past: Past, at: Array, m: Data) -> Past:
     return Past((at, *past.at[:-1]), (m, *past.m[:-1]), past.taken + 1)
 
 
-def allowed(order: int, steps: int | None, taken: Array) -> int | Array:
+def allowed(order: int, steps: int | Array | None, taken: Array) -> int | Array:
     """The highest order of a step: 1 in the last of `steps`, 2 in the one before, and so on."""
     return order if steps is None else jnp.minimum(order, steps + 1 - taken)
 

@@ -9,6 +9,7 @@ where the paper simplifies: in the predictor of order 2 and the corrector of ord
 from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ldm_jax.diffusion.process import log_ratio, over
 from ldm_jax.diffusion.samplers import Solver
@@ -21,7 +22,7 @@ def unipc(
     of: Literal["x0", "eps"] = "x0",
     variant: Literal["bh1", "bh2"] = "bh2",
     corrector: bool = True,
-    steps: int | None = None,
+    steps: int | Array | None = None,
 ) -> Solver:
     """UniPC-p for p = `order` in 1, 2, 3, with one call a step: order p + 1, without the corrector p.
 
@@ -61,7 +62,8 @@ def unipc(
             x = correct(x, m, p, past, base)
             # x has moved: the other prediction is what remains of it.
             if of == "x0":
-                prediction = Prediction(m, (x - over(p.alpha, x) * m) / over(p.sigma, x))
+                rest = (x - over(p.alpha, x) * m) / over(jnp.where(p.sigma > 0, p.sigma, 1.0), x)
+                prediction = Prediction(m, rest)
             else:
                 rest = (x - over(p.sigma, x) * m) / over(jnp.where(p.alpha > 0, p.alpha, 1.0), x)
                 prediction = Prediction(jnp.where(over(p.alpha, x) > 0, rest, x0), m)
