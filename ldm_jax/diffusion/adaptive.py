@@ -65,7 +65,13 @@ def _norm(tree: Any, scale: Any) -> Array:
 
 
 def _solve(
-    f: Callable, y: Any, start: Array, end: Array, rtol: ArrayLike, atol: ArrayLike, limit: int
+    f: Callable,
+    y: Any,
+    start: Array,
+    end: Array,
+    rtol: ArrayLike,
+    atol: ArrayLike,
+    limit: ArrayLike,
 ) -> tuple[Any, Array]:
     """y at `end`, for dy / d theta = f(y, theta), and the number of calls of f."""
     sign = jnp.sign(end - start)
@@ -125,10 +131,11 @@ def _field(denoise: Denoiser, path: Path, cond: Cond) -> Callable:
 
     def field(y, theta):
         # The time's own level, which differs from theta by rounding, and at the ends of the path.
-        t = path.time_of(jnp.log(jnp.cos(theta)) - jnp.log(jnp.sin(theta)))
+        cos, sin = jnp.maximum(jnp.cos(theta), 0.0), jnp.sin(theta)  # pi / 2 is rounded up
+        t = path.time_of(jnp.log(cos) - jnp.log(sin))
         r = jnp.hypot(path.sigma(t), path.alpha(t))
         x0, eps = denoise(over(r, y) * y, t, cond)
-        return over(jnp.cos(theta), y) * eps - over(jnp.sin(theta), y) * x0
+        return over(cos, y) * eps - over(sin, y) * x0
 
     return field
 
@@ -142,7 +149,7 @@ def integrate(
     cond: Cond,
     rtol: ArrayLike = 1e-5,
     atol: ArrayLike = 1e-5,
-    limit: int = 1000,
+    limit: ArrayLike = 1000,
 ) -> tuple[Data, Int[Array, ""]]:
     """x at time t0 carried to t1, and how often the network was called (six times a step tried, and once).
 
@@ -168,7 +175,7 @@ def log_likelihood(
     probes: int = 1,
     rtol: ArrayLike = 1e-5,
     atol: ArrayLike = 1e-5,
-    limit: int = 1000,
+    limit: ArrayLike = 1000,
 ) -> tuple[Float[Array, " b"], Int[Array, ""]]:
     """log p(x) in nats, for x at the small time t0 (Song et al. 2021, section 4.3, eq. 39), and the calls.
 
