@@ -10,9 +10,37 @@ from typing import Any, NamedTuple
 
 from ldm_jax.diffusion.process import Path
 from ldm_jax.diffusion.samplers import Solver
-from ldm_jax.diffusion.solvers.basic import ddim, ddpm, dpmpp_2m, euler, heun
+from ldm_jax.diffusion.solvers.adams import deis, ipndm, lms, plms, pndm
+from ldm_jax.diffusion.solvers.basic import ddim, ddpm, euler, heun
+from ldm_jax.diffusion.solvers.dpm import (
+    dpm2,
+    dpm_solver,
+    dpm_solver_singlestep,
+    dpmpp_2m,
+    dpmpp_3m,
+)
+from ldm_jax.diffusion.solvers.unipc import unipc
 
-__all__ = ["TABLE", "About", "ddim", "ddpm", "dpmpp_2m", "euler", "heun", "make"]
+__all__ = [
+    "TABLE",
+    "About",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm2",
+    "dpm_solver",
+    "dpm_solver_singlestep",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "euler",
+    "heun",
+    "ipndm",
+    "lms",
+    "make",
+    "plms",
+    "pndm",
+    "unipc",
+]
 
 
 class About(NamedTuple):
@@ -30,7 +58,23 @@ TABLE = {
     "ddim": About(ddim, 1, "1 a step", "Song et al. 2021 (DDIM), eq. 12, 16"),
     "euler": About(euler, 1, "1 a step", "Karras et al. 2022, Algorithm 1 without line 6"),
     "heun": About(heun, 2, "2 a step, 1 in the last", "Karras et al. 2022, Algorithm 1"),
-    "dpmpp_2m": About(dpmpp_2m, 2, "1 a step", "Lu et al. 2022 (DPM-Solver++), Algorithm 2"),
+    "dpm2": About(dpm2, 2, "2 a step, 1 in the last", "Lu et al. 2022, Algorithm 1; k-diffusion"),
+    "dpm_solver": About(
+        dpm_solver, 2, "1 a step", "Lu et al. 2022, 2022b (DPM-Solver, DPM-Solver++)"
+    ),
+    "dpm_solver_singlestep": About(
+        dpm_solver_singlestep, 2, "1 a step", "Lu et al. 2022, 2022b; diffusers"
+    ),
+    "dpmpp_2m": About(dpmpp_2m, 2, "1 a step", "Lu et al. 2022b (DPM-Solver++), Algorithm 2"),
+    "dpmpp_3m": About(dpmpp_3m, 3, "1 a step", "Lu et al. 2022b (DPM-Solver++)"),
+    "unipc": About(unipc, 3, "1 a step", "Zhao et al. 2023 (UniPC)"),
+    "lms": About(lms, 4, "1 a step", "Karras et al. 2022; k-diffusion"),
+    "deis": About(deis, 3, "1 a step", "Zhang & Chen 2023 (DEIS)"),
+    "ipndm": About(ipndm, 2, "1 a step", "Zhang & Chen 2023 (DEIS), Appendix H.2"),
+    "plms": About(plms, 2, "1 a step, 2 in the first", "Liu et al. 2022 (PNDM)"),
+    "pndm": About(
+        pndm, 2, "1 a step, 4 in each of the first 3", "Liu et al. 2022 (PNDM), Algorithm 2"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The basic solvers: of first order, and the two best known of second.
+"""The basic solvers: of first order, and Heun's method.
 
 Deterministic solvers integrate the probability-flow ODE in the form
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ldm_jax.diffusion.process import log_ratio, over, posterior, snr_ratio, transition
+from ldm_jax.diffusion.process import over, posterior, snr_ratio, transition
 from ldm_jax.diffusion.samplers import Solver, noise
 
 
@@ -76,11 +76,13 @@ def euler() -> Solver:
     return Solver(_none, step)
 
 
-def heun() -> Solver:
+def heun(ratio: bool = False) -> Solver:
     """Karras et al. 2022, Algorithm 1, on any path: Euler, then the trapezoid.
 
     Order 2; two calls a step, one in a step to clean data. On alpha = 1 these are the paper's
-    steps, on a rectified flow Heun's method in t.
+    steps, on a rectified flow Heun's method in t. With `ratio` they are the paper's steps for x / alpha
+    and sigma / alpha on every path, as in k-diffusion and diffusers; from pure noise, where that is
+    infinite, the step is the other one.
     """
 
     def step(denoise, x, p, q, memory, rng):
@@ -91,33 +93,12 @@ def heun() -> Solver:
         def corrected():
             again = denoise(guess, q.t)
             better = x + d_alpha * (x0 + again.x0) / 2 + d_sigma * (eps + again.eps) / 2
+            if ratio:
+                span = q.sigma - q.alpha * p.sigma / jnp.where(p.alpha > 0, p.alpha, 1.0)
+                scaled = guess + over(span, x) * (again.eps - eps) / 2
+                better = jnp.where(over(p.alpha, x) > 0, scaled, better)
             return jnp.where(over(q.sigma, x) > 0, better, guess)
 
         return lax.cond(jnp.any(q.sigma > 0), corrected, lambda: guess), memory, x0
 
     return Solver(_none, step)
-
-
-def dpmpp_2m() -> Solver:
-    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 is extrapolated linearly in lambda.
-
-    Order 2 with one call a step. The first step and the one to clean data are of order 1, as is the
-    second on a path that starts from pure noise (lambda = -inf there).
-    """
-
-    def init(x):
-        # An infinite step before the first one: extrapolation from it has weight 0.
-        return jnp.zeros_like(x), jnp.full(x.shape[:1], jnp.inf, x.dtype)
-
-    def step(denoise, x, p, q, memory, rng):
-        before, h_before = memory
-        x0 = denoise(x, p.t).x0
-        h = log_ratio(q) - log_ratio(p)
-        h = jnp.broadcast_to(h, x.shape[:1])
-        weight = over(jnp.where(jnp.isfinite(h), h, 0.0) / (2 * h_before), x)
-        data = x0 + weight * (x0 - before)
-        # The paper's alpha_q (1 - exp(-h)) is of_x0; both factors stay finite for h = inf.
-        of_x, of_x0 = q.sigma / p.sigma, q.alpha - q.sigma * p.alpha / p.sigma
-        return over(of_x, x) * x + over(of_x0, x) * data, (x0, h), x0
-
-    return Solver(init, step)
