@@ -70,14 +70,14 @@ TABLE = {
     "heun_churn": About(
         heun_churn, 2, "2 a step, 1 in the last", "Karras et al. 2022, Algorithm 2", True
     ),
-    "dpm2_ancestral": About(dpm2_ancestral, 1, TWO, "Crowson 2022", True),
+    "dpm2_ancestral": About(dpm2_ancestral, 2, TWO, "Crowson 2022", True),
     "dpmpp_2s_ancestral": About(
-        dpmpp_2s_ancestral, 1, TWO, "Lu et al. 2022 (DPM-Solver++), Crowson 2022", True
+        dpmpp_2s_ancestral, 2, TWO, "Lu et al. 2022 (DPM-Solver++), Crowson 2022", True
     ),
-    "dpmpp_sde": About(dpmpp_sde, 1, TWO, "Crowson 2022", True),
-    "dpmpp_2m_sde": About(dpmpp_2m_sde, 1, "1 a step", "Lu et al. 2022 (DPM-Solver++)", True),
-    "dpmpp_3m_sde": About(dpmpp_3m_sde, 1, "1 a step", "Crowson 2022", True),
-    "sa_solver": About(sa_solver, 1, "1 a step", "Xue et al. 2023, Algorithm 1", True),
+    "dpmpp_sde": About(dpmpp_sde, 2, TWO, "Crowson 2022", True),
+    "dpmpp_2m_sde": About(dpmpp_2m_sde, 2, "1 a step", "Lu et al. 2022 (DPM-Solver++)", True),
+    "dpmpp_3m_sde": About(dpmpp_3m_sde, 2, "1 a step", "Crowson 2022", True),
+    "sa_solver": About(sa_solver, 2, "1 a step", "Xue et al. 2023, Algorithm 1", True),
     "restart": About(
         restart,
         2,

@@ -6,7 +6,7 @@ Of the noise at q, sigma_q, `down` is left by the deterministic step and `up` is
 
 eta = 1 draws as much as the Markov chain of Ho et al. 2020 between p and q; 0 draws nothing. In these units, those of
 x at q, the formulas of k-diffusion (Crowson 2022), written there for alpha = 1, hold on every path, from pure noise to
-clean data. `eta`, and `s_noise`, a factor on what is drawn, are scalars or one value a sample, and may be traced.
+clean data. Where noise is drawn, orders are those of the covariance of Gaussian data. `eta`, and `s_noise`, a factor on what is drawn, are scalars or one value a sample, and may be traced.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def dpm2_ancestral(path: Path, eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.0) -
     """DPM-Solver-2 of Karras et al.'s eps with an ancestral step (Crowson 2022, sample_dpm_2_ancestral).
 
     eps at the geometric middle of p and the level that is stepped down to. Two calls a step, one from pure noise and
-    to clean data. Order 2 for eta = 0, else 1.
+    to clean data. Order 2.
     """
 
     def step(denoise, x, p, q, memory, rng):
@@ -94,7 +94,7 @@ def dpmpp_2s_ancestral(path: Path, eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.
     """DPM-Solver++(2S) (Lu et al. 2022, Algorithm 1 with r = 1/2) with an ancestral step (Crowson 2022).
 
     x0 in the middle, in lambda, of p and the level that is stepped down to. Two calls a step, one from pure noise and
-    to clean data. Order 2 for eta = 0, else 1.
+    to clean data. Order 2.
     """
 
     def step(denoise, x, p, q, memory, rng):
@@ -115,7 +115,7 @@ def dpmpp_sde(path: Path, eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.0) -> Sol
     x0 in the middle of p and q, where noise is drawn as well. Both draws are increments of one Brownian motion, which
     runs in sigma / alpha as k-diffusion's: so of each step, two independent normal arrays are needed. In place of a key
     they may be given, [2 b *space c]: those of the first and of the second half. Two calls a step, one from pure
-    noise and to clean data. Order 2 for eta = 0, else 1.
+    noise and to clean data. Order 2.
 
     Raises:
       ValueError: given noise of another shape.

@@ -24,7 +24,7 @@ def sa_solver(
     network there, takes the step again with the same noise as an Adams-Moulton step through `corrector` estimates,
     that one included, 0 (none) to 4, and goes on from there without asking again. `tau` is the strength of the noise
     (1: the reverse-time SDE; 0: the ODE) in steps from times end <= t <= begin, and 0 elsewhere; all three are
-    scalars or one value a sample, and may be traced. At tau = 0 the order is that of the corrector, else 1.
+    scalars or one value a sample, and may be traced. The order is `corrector` at tau = 0, else 2.
 
     diffusers' SASolverScheduler deviates from the exact coefficients where two estimates are in use, as the paper's
     code does; `simple=True` does so too. Its default tau is 1 for integer times of 200 to 800.

@@ -8,7 +8,8 @@ ODE (eta = 0) and the reverse-time SDE (eta = 1) has the solution
 
 and a solver replaces x0 by the polynomial through its last estimates. With s = u h, what is left are the moments
 `moments` of u^k. The noise is exact and x0 alone is approximated; where e^(-h) = 0, from pure noise or to clean data,
-the polynomial is the last estimate itself. `eta` and `s_noise` are scalars or one value a sample, and may be traced.
+the polynomial is the last estimate itself. Where noise is drawn, orders are those of the covariance of Gaussian data.
+`eta` and `s_noise` are scalars or one value a sample, and may be traced.
 """
 
 import math
@@ -69,10 +70,14 @@ def ends(p: Point, q: Point, like: Data) -> tuple[Array, Array, Array]:
 
 def places(history: list, lam: Array, h: Array, finite: Array) -> tuple[list, list]:
     """Where the estimates of a history, latest first, are in units of the step, and whether they are known there."""
-    known = [(jnp.isfinite(at) & finite) | (i == 0) for i, (_, at) in enumerate(history)]
-    return [
-        jnp.where(k, (at - lam) / h, 0.0) for k, (_, at) in zip(known, history, strict=True)
-    ], known
+    known = [jnp.isfinite(at) & finite for _, at in history[1:]]
+    nodes = [
+        jnp.where(k, (at - lam) / h, 0.0) for k, (_, at) in zip(known, history[1:], strict=True)
+    ]
+    first = history[:1]  # the one at p itself; there is none where only the estimate at q counts
+    return [jnp.zeros_like(h) for _ in first] + nodes, [
+        jnp.ones_like(finite) for _ in first
+    ] + known
 
 
 def linear(x: Data, p: Point, q: Point, h: Array, finite: Array, eta: ArrayLike) -> tuple:
@@ -92,7 +97,7 @@ def dpmpp_2m_sde(
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5 and appendix; Crowson 2022, sample_dpmpp_2m_sde).
 
     x0 is linear in lambda: integrated exactly ("heun") or as in DPM-Solver++(2M), at the middle ("midpoint"), which
-    with eta = 0 is `dpmpp_2m`. One call a step. Order 2 for eta = 0, else 1.
+    with eta = 0 is `dpmpp_2m`. One call a step. Order 2.
 
     Raises:
       ValueError: an unknown kind.
@@ -117,7 +122,7 @@ def dpmpp_3m_sde(
     "taylor" integrates the quadratic exactly: order 3 for eta = 0. "k-diffusion" takes half of the curvature's term,
     as k-diffusion (and the deterministic third-order multistep solvers of Lu et al.'s code) do: order 2 for eta = 0.
     "diffusers" follows DPMSolverMultistepScheduler("sde-dpmsolver++", solver_order=3), where moreover a sign is wrong:
-    its weight of the curvature does not vanish with the step. One call a step. Order 1 for eta > 0.
+    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step. Order 2 for eta > 0.
 
     Raises:
       ValueError: an unknown form.
