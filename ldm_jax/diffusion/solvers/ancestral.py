@@ -6,7 +6,8 @@ Of the noise at q, sigma_q, `down` is left by the deterministic step and `up` is
 
 eta = 1 draws as much as the Markov chain of Ho et al. 2020 between p and q; 0 draws nothing. In these units, those of
 x at q, the formulas of k-diffusion (Crowson 2022), written there for alpha = 1, hold on every path, from pure noise to
-clean data. Where noise is drawn, orders are those of the covariance of Gaussian data. `eta`, and `s_noise`, a factor on what is drawn, are scalars or one value a sample, and may be traced.
+clean data. Where noise is drawn, orders are those of the covariance of Gaussian data. `eta`, and `s_noise`, a factor on
+what is drawn, are scalars or one value a sample, and may be traced.
 """
 
 from collections.abc import Callable

@@ -122,7 +122,8 @@ def dpmpp_3m_sde(
     "taylor" integrates the quadratic exactly: order 3 for eta = 0. "k-diffusion" takes half of the curvature's term,
     as k-diffusion (and the deterministic third-order multistep solvers of Lu et al.'s code) do: order 2 for eta = 0.
     "diffusers" follows DPMSolverMultistepScheduler("sde-dpmsolver++", solver_order=3), where moreover a sign is wrong:
-    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step. Order 2 for eta > 0.
+    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step; "taylor" is of
+    order 2 for eta > 0.
 
     Raises:
       ValueError: an unknown form.
