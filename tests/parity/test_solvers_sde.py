@@ -81,6 +81,8 @@ def on_their_entries(scheduler, to_zero=True):
 
 
 ENTRIES = dict(timestep_spacing="trailing")
+# LCM has a grid of its own; DDPM noises its last estimate unless it is asked at the table's first entry.
+SPACINGS = {"LCMScheduler": {}, "DDPMScheduler": dict(timestep_spacing="linspace")}
 # Ours, theirs, what both are given. Theirs are on VP tables; those in sigma scale x by sqrt(1 + sigma^2) = 1 / alpha.
 CASES = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", solvers.euler_ancestral(), {}, {}),
@@ -129,13 +131,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_stochastic_solvers_on_a_table(case, steps, monkeypatch):
     name, solver, config, kwargs = CASES[case]
-    # LCM has a grid of its own; DDPM noises its last estimate unless it is asked at the table's first entry.
-    spacing = {"LCMScheduler": {}, "DDPMScheduler": dict(timestep_spacing="linspace")}
-    scheduler = made(name, steps, **SD, **config, **spacing.get(name, ENTRIES))
+    scheduler = made(name, steps, **SD, **config, **SPACINGS.get(name, ENTRIES))
     if solver == "late":
-        solver = solvers.euler_churn(
-            TABLE, **kwargs | dict(s_churn=0) if False else _churn(kwargs, steps), late=True
-        )
+        gamma = kwargs["s_churn"] / steps
+        at = {k: v for k, v in kwargs.items() if k != "s_churn"}
+        solver = solvers.euler_churn(TABLE, churn=gamma, late=True, **at)
     x, z = given(steps)
     used = z
     if case == "euler_churn":  # they draw where they churn only
@@ -147,12 +147,6 @@ def test_stochastic_solvers_on_a_table(case, steps, monkeypatch):
         x * (float(scheduler.init_noise_sigma) * float(points.alpha[0])) if _in_sigma(name) else x
     )
     close(ours(TABLE, targets.eps(), solver, points, start, z[:, 0]), want)
-
-
-def _churn(kwargs, steps):
-    return dict(
-        churn=kwargs["s_churn"] / steps, **{k: v for k, v in kwargs.items() if k != "s_churn"}
-    )
 
 
 def _in_sigma(name):
@@ -198,10 +192,11 @@ def test_dpmpp_sde(steps, monkeypatch):
     close(ours(TABLE, targets.eps(), solvers.dpmpp_sde(TABLE), points, start, z), want)
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("orders", [(2, 2), (1, 2), (3, 3), (2, 1)])
-def test_sa_solver(steps, orders, monkeypatch):
-    predictor, corrector = orders
+ORDERS = [(n, *orders) for n in STEPS for orders in ((2, 2), (3, 3))] + [(10, 1, 2), (10, 2, 1)]
+
+
+@pytest.mark.parametrize(("steps", "predictor", "corrector"), ORDERS)
+def test_sa_solver(steps, predictor, corrector, monkeypatch):
     scheduler = made(
         "SASolverScheduler",
         steps,
@@ -219,8 +214,7 @@ def test_sa_solver(steps, orders, monkeypatch):
     close(ours(TABLE, targets.eps(), solver, points, x, z[:, 0]), want)
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("steps", "gamma"), [(n, 0.3) for n in STEPS] + [(5, 0.0), (5, 1.0)])
 def test_tcd(steps, gamma, monkeypatch):
     scheduler = made("TCDScheduler", steps, **SD)
     x, z = given(steps)
@@ -229,3 +223,64 @@ def test_tcd(steps, gamma, monkeypatch):
     np.testing.assert_array_equal(np.round(points.t[:-1] * 999), scheduler.timesteps.numpy())
     z[-1] = 0  # they end without noise
     close(ours(TABLE, targets.eps(), solvers.tcd(TABLE, gamma), points, x, z[:, 0]), want)
+
+
+@pytest.mark.parametrize("case", ["euler_ancestral", "2m_sde", "ddpm small"])
+def test_a_network_that_predicts_v(case, monkeypatch):
+    name, solver, config, _ = CASES[case]
+    scheduler = made(
+        name, 10, prediction_type="v_prediction", **SD, **config, **SPACINGS.get(name, ENTRIES)
+    )
+    x, z = given(10)
+    want = theirs(scheduler, x, z, monkeypatch)
+    points = on_their_entries(scheduler)
+    scale = float(scheduler.init_noise_sigma) * float(points.alpha[0]) if _in_sigma(name) else 1.0
+    close(ours(TABLE, targets.v(), solver, points, x * scale, z[:, 0]), want)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "beta", None])
+def test_flows(steps, spacing, monkeypatch):
+    """Their consistency sampling on a flow, with shift 3 and their grids of sigma, of which shift sets the least."""
+    config = {f"use_{spacing}_sigmas": True} if spacing else {}
+    scheduler = made(
+        "FlowMatchEulerDiscreteScheduler", steps, shift=3.0, stochastic_sampling=True, **config
+    )
+    scheduler.init_noise_sigma = 1.0
+    x, z = given(steps)
+    want = theirs(scheduler, x, z, monkeypatch, ask=lambda s, x, t: network(torch, x, t))
+    least = float(scheduler.sigma_min)
+    if spacing:
+        points = grids.grid(FLOW, steps, spacing, of="sigma", sigma_min=float(scheduler.sigmas[-2]))
+    else:  # the shift is taken twice of the last level
+        points = grids.grid(FLOW, steps, t_min=least, shift=3.0)
+    np.testing.assert_allclose(points.sigma, scheduler.sigmas, atol=2e-6)
+    solver = solvers.lcm(clock=1e6)  # without the boundary condition, which they leave out
+    close(ours(FLOW, targets.flow(), solver, points, x, z[:, 0]), want)
+
+
+def test_ancestral_on_a_flow(monkeypatch):
+    scheduler = diffusers.LTXEulerAncestralRFScheduler()
+    points = grids.grid(FLOW, 10, shift=2.0)
+    scheduler.set_timesteps(sigmas=[float(s) for s in points.sigma])
+    scheduler.init_noise_sigma = 1.0
+    x, z = given(10)
+    want = theirs(scheduler, x, z, monkeypatch, ask=lambda s, x, t: network(torch, x, t))
+    got = ours(FLOW, targets.flow(), solvers.euler_ancestral(by="flow"), points, x, z[:, 0])
+    close(got, want)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm(name, steps, monkeypatch):
+    """Euler's method without churn, where theirs asks the network at another level than it noises to."""
+    sde = name != "EDMEulerScheduler"
+    scheduler = made(name, steps, **dict(algorithm_type="sde-dpmsolver++") if sde else {})
+    path = paths.edm()
+    points = grids.grid(path, steps, "karras")
+    np.testing.assert_allclose(points.sigma, scheduler.sigmas, rtol=2e-4)
+    x, z = given(steps)
+    want = theirs(scheduler, x, z, monkeypatch)
+    start = x * float(scheduler.init_noise_sigma)
+    solver = solvers.dpmpp_2m_sde() if sde else solvers.euler_churn(path, churn=0.0)
+    close(ours(path, targets.edm(0.5), solver, points, start, z[:, 0]), want)
