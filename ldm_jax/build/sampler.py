@@ -10,14 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax.build.sections import check_arguments, checked, did_you_mean, parameters, section
-from ldm_jax.diffusion import samplers, solvers
+from ldm_jax.diffusion import grids, samplers, solvers
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
-SAMPLER = dict(solver=str | dict, steps=int, spacing=str, guidance=float, rescale=float)
+SAMPLER = dict(solver=str | dict, steps=int, spacing=str | dict, guidance=float, rescale=float)
+COMMON = ("to_zero", "shift", "terminal", "restarts")  # of every grid
 
 
 def solver(value: Any, path: Path) -> samplers.Solver:
@@ -35,6 +36,27 @@ def solver(value: Any, path: Path) -> samplers.Solver:
     return solvers.make(name, path, **options)
 
 
+def grid(value: Any, path: Path, steps: int) -> samplers.Point:
+    """The grid that a spacing names, with its options and those of every grid: `dict(name="karras", rho=5.0)`.
+
+    Raises:
+      ValueError: an unknown one or an option that it does not take ("did you mean"), levels that cannot be.
+    """
+    options = section(value, "sampler.spacing")
+    name = options.pop("name")
+    if name not in grids.SPACINGS:
+        raise ValueError(f"there is no spacing {name!r}{did_you_mean(name, grids.SPACINGS)}")
+    own = grids.options_of(name)
+    for key in options:
+        if key not in (*own, *COMMON):
+            raise ValueError(
+                f"the spacing {name!r} takes no {key!r}{did_you_mean(key, (*own, *COMMON))}"
+            )
+    if options.get("shift") and isinstance(options["shift"], dict):
+        check_arguments(grids.resolution_shift, "sampler.spacing.shift", options["shift"])
+    return grids.grid(path, steps, name, **options)
+
+
 def sampling(
     config: ConfigDict, of: LatentDiffusion, film: bool = False, **override: Any
 ) -> Sampling:
@@ -49,7 +71,7 @@ def sampling(
             "this model is unconditional, so there is nothing to guide it by; leave guidance out"
         )
     walk = solver(given["solver"], of.path)
-    points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
+    points = grid(given.get("spacing", "uniform"), of.path, given["steps"])
     about = {k: str(v) for k, v in given.items()}
     scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
     return Sampling(walk, points, scale, phi, film, tuple(about.items()))

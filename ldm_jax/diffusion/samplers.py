@@ -1,4 +1,4 @@
-"""From noise to data: a grid of noise levels, and the one loop that walks down it.
+"""From noise to data: the one loop that walks down a grid of noise levels, which `grids` makes.
 
 A solver is one step between two noise levels p and q, given a denoiser. It knows neither path nor
 network, so one solver serves them all; a grid is a `Point` of arrays from the noisy end to clean
@@ -6,20 +6,19 @@ data (sigma = 0). Everything but the number of steps is a value: other grids, se
 scales, eta run the same compiled program.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from ldm_jax.diffusion.process import Data, Path, Point, over
+from ldm_jax.diffusion.grids import grid
+from ldm_jax.diffusion.process import Data, Point, over
 from ldm_jax.types import Cond, Denoiser, Prediction
 
-SPACINGS = ("uniform", "karras", "log_snr", "leading", "trailing", "linspace")
+__all__ = ["Solver", "Source", "grid", "initial_noise", "noise", "sample"]
 Step = tuple[Data, Any, Data]  # x at q, the memory for the next step, the x0 estimated at p
 
 
@@ -29,78 +28,6 @@ class Solver(NamedTuple):
     init: Callable[[Data], Any]  # x -> memory
     # (denoise(x, t), x, p, q, memory, rng) -> (x at q, memory, x0 estimated at p)
     step: Callable[[Callable[[Array, Array], Prediction], Data, Point, Point, Any, Array], Step]
-
-
-@functools.partial(jax.jit, static_argnums=range(8))  # one small program instead of dozens
-def grid(
-    path: Path,
-    steps: int,
-    spacing: str = "uniform",
-    to_zero: bool = True,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    offset: int = 1,
-) -> Point:
-    """The noise levels of `steps` steps, [steps + 1]: from the path's noisy end to sigma = 0.
-
-    On any path: "uniform" in t (on the path edm: Karras et al. 2022, eq. 5); "karras", their levels
-    sigma / alpha by `rho`; "log_snr", uniform in lambda. The latter two stay within `sigma_min`,
-    `sigma_max` where the path goes further, but begin at its noisy end. On the table of a ddpm
-    path, integer times as in Lin et al. 2023, Table 2: "leading", "trailing", "linspace".
-    "leading" starts `offset` entries late where the table is long enough, as Stable Diffusion does.
-    `to_zero=False` ends at the path's own t = 0 instead, as CompVis' samplers do.
-
-    Raises:
-      ValueError: an unknown spacing, one of a table on a path without, too many or too few steps.
-    """
-    if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; the choices are {list(SPACINGS)}")
-    if steps < 1:
-        raise ValueError(f"sampling needs at least one step, not {steps}")
-    with jax.ensure_compile_time_eval():
-        clean = bool(path.sigma(jnp.zeros(())) == 0)
-    to_zero = to_zero or clean
-    # A path that is still noisy at t = 0 asks the network there, before a last step to clean data.
-    levels = steps if to_zero else steps + 1
-    if spacing == "uniform":
-        t = jnp.linspace(path.t_max, 0.0, levels + clean)[:levels]
-    elif spacing in ("karras", "log_snr"):
-        t = _by_level(path, levels, spacing == "karras", sigma_min, sigma_max, rho)
-    else:
-        t = jnp.asarray(_of_table(path, steps, levels, spacing, offset) / (path.steps - 1))
-    end = [jnp.full(1, value, t.dtype) for value in (0, 1, 0)] if to_zero else [t[:0]] * 3
-    return Point(*map(jnp.append, (t, path.alpha(t), path.sigma(t)), end))
-
-
-def _by_level(path, levels, karras, sigma_min, sigma_max, rho):
-    """Times from t_max down, spaced by sigma / alpha."""
-    ends = jnp.array([path.t_max, 0.0])
-    first, last = jnp.clip(path.sigma(ends) / path.alpha(ends), sigma_min, sigma_max)
-    if karras:
-        lam = -rho * jnp.log(jnp.linspace(first ** (1 / rho), last ** (1 / rho), levels))
-    else:
-        lam = -jnp.linspace(jnp.log(first), jnp.log(last), levels)
-    return path.time_of(lam).at[0].set(path.t_max)
-
-
-def _of_table(path, steps, levels, spacing, offset):
-    """Integer times of the table, from its noisy end down."""
-    if path.steps is None:
-        raise ValueError(
-            f"the spacing {spacing!r} picks entries of a table and this path has none; "
-            "use 'uniform', 'karras' or 'log_snr'"
-        )
-    if steps > path.steps:
-        raise ValueError(f"{steps} steps were asked of a table of {path.steps}")
-    if spacing == "linspace":
-        return np.round(np.linspace(path.steps - 1, 0, levels))
-    if spacing == "trailing":
-        picked = np.round(np.arange(path.steps, 0, -path.steps / steps))[:steps] - 1
-    else:
-        stride = path.steps // steps
-        picked = np.arange(steps)[::-1] * stride + min(offset, stride - 1)
-    return np.append(picked, np.zeros(levels - steps))
 
 
 Source = (
@@ -147,7 +74,8 @@ def sample(
     """Walks `x_T` down the grid; returns x at its end and, if keep="x0", each step's estimate of x0.
 
     The values of the grid are scalars, [steps + 1], or one a sample, [steps + 1, b]. `rng` is a
-    key, one key a sample, [b], or the noise of every step, [steps b *space c].
+    key, one key a sample, [b], or the noise of every step, [steps b *space c]; [steps 2 b *space c] where the solver
+    draws twice a step.
 
     Raises:
       ValueError: noise for another number of steps.

@@ -108,7 +108,8 @@ def points(pipe: Any, steps: int) -> process.Point:
     config = pipe.schedulers["scheduler"]
     to_zero = bool(config.get("set_alpha_to_one", True))
     spacing, offset = scheduler.read(config).spacing, int(config.get("steps_offset", 0))
-    return samplers.grid(pipe.model.path, steps, spacing, to_zero, offset=offset)
+    options = {"offset": offset} if spacing == "leading" else {}
+    return samplers.grid(pipe.model.path, steps, spacing, to_zero, **options)
 
 
 def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
