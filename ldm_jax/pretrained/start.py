@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioners import ClipPair
 from ldm_jax.data.pipeline import Rows
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import components, load, sources
+from ldm_jax.pretrained import assembly, components, load, sources
 from ldm_jax.types import Params
 from ldm_jax.weights import prompts, unet
 
@@ -42,10 +41,7 @@ class Start(NamedTuple):
     @property
     def encoders(self) -> dict[str, str]:
         """The text encoders' names among the components, by their names in the conditioner's parameters."""
-        names = [name for name in sources.TEXTS if name in self.components]
-        if isinstance(self.model.conditioner, ClipPair):
-            return {f"encoders_{i}": name for i, name in enumerate(names)}
-        return dict(zip(["encoder"], names, strict=False))
+        return assembly.encoders(self.model.conditioner, self.components)
 
     @property
     def texts(self) -> dict[str, Rows]:
@@ -84,7 +80,9 @@ def from_folder(
         )
     networks[NETWORK] = dataclasses.replace(network, module=network.module.clone(remat=remat))
     noise = source.schedulers["scheduler"]
-    return Start(load.assemble(networks, source.tokenizers, source.index, noise), networks, source)
+    return Start(
+        assembly.assemble(networks, source.tokenizers, source.index, noise), networks, source
+    )
 
 
 def shapes(of: Start) -> Params:
