@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from ldm_jax import tree
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pretrained import assembly, components, kinds, sources
+from ldm_jax.pretrained.controlnets import KIND as CONTROLNET
+from ldm_jax.pretrained.controlnets import Given
+from ldm_jax.pretrained.controlnets import open_any as open_controlnet
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
@@ -30,7 +32,7 @@ def from_pretrained(
     config: str | Path | Mapping[str, Any] | None = None,
     tokenizers: Sequence[str | Path] = (),
     ema: bool = False,
-    controlnets: Sequence[str | Path] = (),
+    controlnets: Sequence[Given] = (),
     mesh: Mesh | None = None,
     rules: Sequence[tuple[str, Any]] = REPLICATE,
     revision: str | None = None,
@@ -47,7 +49,9 @@ def from_pretrained(
         original YAML file, or {component: settings in diffusers' words}.
       tokenizers: for a single file, the folders of its tokenizers.
       ema: of a single file that has it, the moving average of the U-Net's weights.
-      controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
+      controlnets: ControlNets, for which a verb's `hints` are, after those that `path` itself has: folders with a
+        config.json and safetensors, or single files in the original layout or diffusers'; (file, settings in diffusers'
+        words) says what shapes do not tell.
       mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
 
     Raises:
@@ -61,16 +65,11 @@ def from_pretrained(
         name: components.make(kind, settings, dtype)
         for name, (kind, settings) in source.networks.items()
     }
-    nets = tuple(
-        components.make(
-            "ControlNetModel", folder.read_json(Path(net) / "config.json", "a ControlNet"), dtype
-        )
-        for net in controlnets
-    )
+    steering = [*source.steering, *(open_controlnet(net, variant) for net in controlnets)]
+    nets = tuple(components.make(CONTROLNET, net.config, dtype) for net in steering)
     model = assembly.assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
     stored = [source.tensors(name, component) for name, component in made.items()]
-    for net, folder_ in zip(nets, controlnets, strict=True):
-        stored.append(net.stored(folder.weights(Path(folder_), net.stem, variant)))
+    stored += [of.tensors(net) for of, net in zip(steering, nets, strict=True)]
     every = [*made.values(), *nets]
     for component, given in zip(every, stored, strict=True):
         component.check(given)
@@ -81,8 +80,8 @@ def from_pretrained(
     pipe = bundle(model, params, made, source, mesh)
     if not nets:
         return pipe
-    steering = {"controls": tuple(loaded[len(made) :])}
-    return dataclasses.replace(pipe, params=pipe.params | steering, controlnets=nets)
+    controls = {"controls": tuple(loaded[len(made) :])}
+    return dataclasses.replace(pipe, params=pipe.params | controls, controlnets=nets)
 
 
 def _check_rules(rules: Sequence[tuple[str, Any]], every: Sequence[components.Component]) -> None:

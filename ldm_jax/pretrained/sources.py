@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ldm_jax.models import text
-from ldm_jax.pretrained import components, kinds
+from ldm_jax.pretrained import components, controlnets, kinds
 from ldm_jax.pretrained.components import Component, Tensors
 from ldm_jax.weights import (
     autoencoder,
@@ -23,6 +23,7 @@ from ldm_jax.weights import (
     pickles,
     prompts,
     recognise,
+    recognise_controlnet,
     scheduler,
     unet,
     vq,
@@ -52,6 +53,7 @@ class Source(NamedTuple):
     schedulers: dict[str, dict[str, Any]]
     tensors: Callable[[str, Component], Tensors]
     processors: Mapping[str, Mapping[str, Any]] = {}  # how images are prepared, by component
+    steering: tuple[controlnets.Stored, ...] = ()  # ControlNets
 
 
 def open_any(
@@ -81,7 +83,7 @@ def open_folder(path: Path, variant: str | None) -> Source:
     """
     opened = folder.open_folder(path)
     parts, needed = opened.parts, kinds.needed(opened.index)
-    known = {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *PROCESSORS, *UNUSED, *needed}
+    known = {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *PROCESSORS, *UNUSED, *needed, controlnets.NAME}
     unknown = sorted(parts.keys() - known)
     missing = [name for name in needed if name not in parts]
     if unknown or missing:
@@ -94,6 +96,10 @@ def open_folder(path: Path, variant: str | None) -> Source:
     parts = kinds.renamed(parts)
     networks = [*NETWORKS, *(name for name in kinds.VISION if name in needed)]
 
+    steering = parts.get(controlnets.NAME)
+    several = steering is not None and steering.kind == controlnets.SEVERAL
+    at = controlnets.folders(path) if several else [steering.folder] if steering else []
+
     def tensors(name, component):
         return component.stored(folder.weights(parts[name].folder, component.stem, variant))
 
@@ -104,6 +110,7 @@ def open_folder(path: Path, variant: str | None) -> Source:
         {name: parts[name].config for name in SCHEDULERS if name in parts},
         tensors,
         {name: parts[name].config for name in PROCESSORS if name in parts},
+        tuple(controlnets.of_folder(net, variant) for net in at),
     )
 
 
@@ -123,6 +130,11 @@ def open_file(
     read = files.read if path.suffix == ".safetensors" else pickles.read
     found = original.averaged(read(path)) if ema else read(path)
     asked, beside = _asked(config)
+    steering = ()
+    if recognise_controlnet.inside(found):
+        within = {k: found[k] for k in found if k.startswith(original.CONTROL)}
+        steering = (controlnets.of_tensors(within, asked.get(controlnets.NAME, {})),)
+        found = {k: found[k] for k in found if k not in within}
     what = recognise.recognise(found, asked)
     index = _index(path, what) | beside
     parts = original.split(found, what.prefixes)
@@ -146,7 +158,8 @@ def open_file(
     tokenizer = "BertTokenizer" if "bert" in index else "CLIPTokenizer"
     index |= {name: ["transformers", tokenizer] for name in words}
     index["scheduler"] = ["diffusers", what.configs["scheduler"]["_class_name"]]
-    return Source(index, networks, words, {"scheduler": what.configs["scheduler"]}, tensors)
+    noise = {"scheduler": what.configs["scheduler"]}
+    return Source(index, networks, words, noise, tensors, steering=steering)
 
 
 def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:

@@ -63,6 +63,11 @@ def from_folder(
     if dtype not in load.DTYPES:
         raise ValueError(f"dtype={dtype!r} is not among {load.DTYPES}")
     source = sources.open_folder(Path(path), variant or None)
+    if source.steering:
+        raise ValueError(
+            f"{path} is a {source.index.get('_class_name')} with ControlNets, which are not trained here; "
+            "give the model without them"
+        )
 
     def made(name):
         kind, settings = source.networks[name]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.models import clip as our_clip
+from ldm_jax.models import controlnet as our_controlnet
 from ldm_jax.models import text
 from ldm_jax.models import unet as our_unet
 from ldm_jax.weights import blocks
@@ -30,6 +31,7 @@ from ldm_jax.weights.table import Layout, Mismatch, Row, Table, export, under
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model."
+CONTROL = "control_model."
 # What such files have beside the weights of the components: averages and buffers of training, logits that nothing
 # reads, and a depth estimator that is a component of no diffusion model.
 BESIDE = (
@@ -118,6 +120,19 @@ def unet(network: our_unet.UNet, prefix: str = UNET) -> Table:
         # It is the last member of the level's last block.
         rows += resampled("up", i, f"output_blocks.{n - 1}.{1 + attends}", "conv")
     return _prefixed(prefix, rows)
+
+
+def controlnet(network: our_controlnet.ControlNet, prefix: str = CONTROL) -> Table:
+    """`ControlNet` of lllyasviel: a U-Net's way down, and the convolutions of its own."""
+    hint = 2 * (len(network.hint) - 1)  # of the hint's convolutions, between the first and the last
+    rows = [
+        Row("hint/conv_in", "input_hint_block.0"),
+        *(Row(f"hint/conv_{i}", f"input_hint_block.{2 * i + 2}") for i in range(hint)),
+        Row("hint/conv_out", f"input_hint_block.{2 * hint + 2}"),
+        Row("zero_mid", "middle_block_out.0"),
+        Row("zero_{i}", "zero_convs.{i}.0"),
+    ]
+    return (*_prefixed(prefix, rows), *unet(network.unet, prefix))
 
 
 def autoencoder(model: Any, prefix: str = VAE) -> Table:
