@@ -13,6 +13,7 @@ import yaml
 
 from ldm_jax.models import autoencoder, clip, text, unet
 from ldm_jax.nn import attention
+from ldm_jax.pretrained import components, controlnets
 from ldm_jax.types import Cond
 from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import clip as their_clip
@@ -113,6 +114,42 @@ def test_unet(kind, tmp_path):
     torch.save({"state_dict": as_torch(written), "callbacks": {}}, tmp_path / "a.ckpt")
     loaded = table.load(rows, shapes, pickles.read(tmp_path / "a.ckpt"))
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_controlnet(tmp_path):
+    """What we write is theirs through diffusers' converter, and recognised; so are diffusers' names."""
+    config = dict(
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        cross_attention_dim=10,
+        attention_head_dim=(1, 2, 2),
+        use_linear_projection=True,
+        norm_num_groups=4,
+        conditioning_embedding_out_channels=(4, 6, 8, 12),  # their converter takes four for granted
+    )
+    theirs = weights.randomised(diffusers.ControlNetModel(**config))
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    asked = {key: config[key] for key in ("attention_head_dim", "norm_num_groups")}
+
+    def loaded(tensors):
+        stored = controlnets.of_tensors(tensors, asked)
+        made = components.make("ControlNetModel", stored.config, jnp.float32)
+        given = stored.tensors(made)
+        made.check(given)
+        return made.module, table.load(given.rows, made.shapes, given.tensors, given.ignore)
+
+    module, params = loaded(state)
+    written = original.to_original([(original.controlnet(module), params)])
+    assert_same(
+        single_file.convert_controlnet_checkpoint(as_torch(written), theirs.config),
+        theirs.state_dict(),
+    )
+    bare = {name.removeprefix("control_model."): tensor for name, tensor in written.items()}
+    for tensors in (written, bare):
+        again, found = loaded(tensors)
+        assert again == module
+        jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_autoencoder(tmp_path):

@@ -282,6 +282,12 @@ def test_upscale(tmp_path):
     close(images, expected)
 
 
+def same_state(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def test_controlnets(tmp_path):
     given = parts(tmp_path)
     nets = [
@@ -302,6 +308,7 @@ def test_controlnets(tmp_path):
     theirs = diffusers.StableDiffusionControlNetPipeline(**given, controlnet=nets, **CHECKER)
     theirs.set_progress_bar_config(disable=True)
     diffusers.StableDiffusionPipeline(**given, **CHECKER).save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "steered")
     folders = [tmp_path / "first", tmp_path / "second"]
     for net, folder in zip(nets, folders, strict=True):
         net.save_pretrained(folder)
@@ -323,6 +330,17 @@ def test_controlnets(tmp_path):
         output_type="np",
     ).images
     close(pipe.text_to_image(PROMPTS, steps=10, latents=z, hints=hints), expected)
+    # Both write a folder with its ControlNets, and both read it.
+    own = ldm_jax.from_pretrained(tmp_path / "steered")
+    jax.tree.map(np.testing.assert_array_equal, own.params, pipe.params)
+    pipe.save_pretrained(tmp_path / "ours")
+    again = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "ours")
+    for ours, net in zip(again.controlnet.nets, nets, strict=True):
+        same_state(ours, net)
+    one = ldm_jax.from_pretrained(tmp_path / "theirs", controlnets=folders[:1])
+    one.save_pretrained(tmp_path / "one")
+    again = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "one")
+    same_state(again.controlnet, nets[0])
     with pytest.raises(ValueError, match="0 hints for 2 ControlNets"):
         pipe.text_to_image(PROMPTS, steps=10, latents=z)
 
