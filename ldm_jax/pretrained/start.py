@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,21 +52,44 @@ class Start(NamedTuple):
 def from_folder(
     path: str | Path, variant: str = "", dtype: Any = "float32", remat: bool = False
 ) -> Start:
-    """The model of a folder that diffusers wrote, which computes in `dtype`; `variant` is of its files' names.
+    """The model of a folder that diffusers wrote; `variant` is of its files' names, the rest as in `from_source`.
+
+    Raises:
+      FileNotFoundError, ValueError: no such folder, or what `from_source` refuses.
+    """
+    return from_source(sources.open_folder(Path(path), variant or None), path, dtype, remat)
+
+
+def from_file(
+    path: str | Path,
+    config: str | Path = "",
+    tokenizers: Sequence[str | Path] = (),
+    dtype: Any = "float32",
+    remat: bool = False,
+) -> Start:
+    """The model of a single file in the original layout; `config` and `tokenizers` as in `load.from_pretrained`.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, one that does not tell all, or what `from_source` refuses.
+    """
+    source = sources.open_file(Path(path), config or None, tokenizers, ema=False)
+    return from_source(source, path, dtype, remat)
+
+
+def from_source(source: sources.Source, path: str | Path, dtype: Any, remat: bool) -> Start:
+    """The model of what was found at `path`, which computes in `dtype`.
 
     The autoencoder computes in float32 where its config asks for that: its latents are the data. With `remat` the
     backward pass computes the network's blocks anew instead of keeping their activations.
 
     Raises:
-      FileNotFoundError, ValueError: no such folder, or a model that is not text-to-image or not known here.
+      ValueError: an unknown type, or a model that is not text-to-image or not known here.
     """
     if dtype not in load.DTYPES:
         raise ValueError(f"dtype={dtype!r} is not among {load.DTYPES}")
-    source = sources.open_folder(Path(path), variant or None)
     if source.steering:
         raise ValueError(
-            f"{path} is a {source.index.get('_class_name')} with ControlNets, which are not trained here; "
-            "give the model without them"
+            f"{path} has ControlNets, which are not trained here; give the model without them"
         )
 
     def made(name):
