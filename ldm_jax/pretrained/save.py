@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm_jax.pretrained import controlnets, kinds, sources
 from ldm_jax.pretrained.components import Component
-from ldm_jax.weights import files, original
+from ldm_jax.weights import files, original, original_unclip
 
 
 def save(of: Any, path: str | Path) -> None:
@@ -61,7 +61,7 @@ def save_original(of: Any, path: str | Path) -> None:
       ValueError: the file exists, or there is what the layout has no place for.
     """
     path = Path(path)
-    if of.vision:
+    if of.vision.keys() not in (set(), original_unclip.PREFIXES.keys()):
         raise ValueError(
             f"a {of.index.get('_class_name')} cannot be written in the original layout, which has no place for its "
             "image encoder; give layout='diffusers'"
@@ -90,7 +90,7 @@ def _prefixes(networks: Mapping[str, Component]) -> dict[str, str]:
     """Where the original layout keeps each component: XL numbers its text encoders."""
     texts = [name for name in networks if name.startswith("text_encoder")]
     xl = "text_encoder_2" in texts
-    found = {"unet": original.UNET, "vae": original.VAE}
+    found = {"unet": original.UNET, "vae": original.VAE} | original_unclip.PREFIXES
     for i, name in enumerate(texts):
         stem = f"conditioner.embedders.{i}." if xl else original.TEXT
         open_clip = getattr(networks[name].module, "activation", None) == "gelu"

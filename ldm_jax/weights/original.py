@@ -63,6 +63,24 @@ VAE_ATTENTION = (
     Row("attn/{qkv}", "{qkv}", AS_CONV),
 )
 
+KEPT = Layout(keep=True)  # a matrix in our order
+OPEN_CLIP_LAYERS = under(
+    "layer_{i}",
+    "transformer.resblocks.{i}",
+    (
+        Row("norm_attn", "ln_1"),
+        *(
+            Row(f"attn/{x}/{leaf}", f"attn.in_proj_{theirs}", Layout(part=i, of=3))
+            for i, x in enumerate("qkv")
+            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
+        ),
+        Row("attn/out", "attn.out_proj"),
+        Row("norm_ff", "ln_2"),
+        Row("ff_in", "mlp.c_fc"),
+        Row("ff_out", "mlp.c_proj"),
+    ),
+)
+
 
 def plain_attention(heads: int) -> Table:
     """`AttentionBlock` with its legacy order: q, k and v of a head lie together."""
@@ -191,24 +209,12 @@ def clip(prefix: str = TEXT + "transformer.") -> Table:
 
 def open_clip(prefix: str = TEXT + "model.") -> Table:
     """`FrozenOpenCLIPEmbedder`: the text tower of open_clip, which keeps q, k and v in one tensor."""
-    layer = (
-        Row("norm_attn", "ln_1"),
-        *(
-            Row(f"attn/{x}/{leaf}", f"attn.in_proj_{theirs}", Layout(part=i, of=3))
-            for i, x in enumerate("qkv")
-            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
-        ),
-        Row("attn/out", "attn.out_proj"),
-        Row("norm_ff", "ln_2"),
-        Row("ff_in", "mlp.c_fc"),
-        Row("ff_out", "mlp.c_proj"),
-    )
     rows = (
         Row("token", "token_embedding"),
         Row("position", "positional_embedding"),
-        *under("layer_{i}", "transformer.resblocks.{i}", layer),
+        *OPEN_CLIP_LAYERS,
         Row("norm", "ln_final"),
-        Row("projection/kernel", "text_projection", Layout(keep=True)),
+        Row("projection/kernel", "text_projection", KEPT),
     )
     return _prefixed(prefix, rows)
 
