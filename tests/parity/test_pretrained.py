@@ -182,6 +182,28 @@ def shown(x):
     return first(x)
 
 
+def test_image_to_image(tmp_path):
+    theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionImg2ImgPipeline)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x = np.clip(random(2, 16, 16, 3), -1, 1)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    z = noise.permute(0, 2, 3, 1).numpy()
+    for strength, negative in ((0.5, None), (0.85, "a dog"), (1.0, None)):
+        # Latents in place of images: of those theirs would draw from the posterior, and we take the mean.
+        expected = theirs(
+            PROMPTS,
+            image=first(pipe.encode(x)),
+            negative_prompt=negative and [negative] * 2,
+            strength=strength,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(5),
+            output_type="np",
+        ).images
+        images = pipe.image_to_image(PROMPTS, x, negative, steps=10, strength=strength, latents=z)
+        print("largest difference", np.abs(np.clip(images / 2 + 0.5, 0, 1) - expected).max())
+        close(images, expected)
+
+
 def test_inpaint(tmp_path):
     theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionInpaintPipeline, 9)
     pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
