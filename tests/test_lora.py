@@ -409,7 +409,7 @@ def test_export_is_the_inverse_of_reading():
     ):
         lora.export({Q: read[Q]}, "unet", ORIGINAL)
     kron = {f"{TO_Q}.lokr_w1": random(4, 3), f"{TO_Q}.lokr_w2": random(2, 2)}
-    with pytest.raises(ValueError, match="LoHa or LoKr and no product of two"):
+    with pytest.raises(ValueError, match="LoHa, LoKr or DoRA and no product of two"):
         lora.export(lora_files.read(kron, names())["unet"], "unet", ROWS)
 
 
