@@ -28,6 +28,8 @@ def get_config():
         weights="diffusers",
         path="path/to/stable-diffusion-v1-5",
         variant="",  # "fp16": of the files' names
+        config="",  # of a single file, with weights="original": see docs/pretrained.md
+        tokenizers=(),  # of one, too
         dtype="bfloat16",
         remat=True,
         train_text_encoder=False,

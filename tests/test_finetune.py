@@ -97,7 +97,7 @@ def test_a_run_of_xl_trains_resumes_and_is_sampled(tmp_path, capsys):
     shutil.rmtree(elsewhere)
     assert tiny.call("sample", *argv) == 2
     message = capsys.readouterr().err
-    assert f"from {elsewhere}, and there is no such folder" in message
+    assert f"from {elsewhere}, and there is no such folder or file" in message
     assert str(workdir / "config.json") in message
 
 
@@ -156,6 +156,35 @@ def test_the_autoencoder_of_xl_computes_in_float32():
     assert plain.components["vae"].module.dtype == "bfloat16"
 
 
+def test_a_single_file_starts_as_its_folder_does(tmp_path):
+    kind = "sdxl"
+    folder, path = model_folders.shared(kind), tmp_path / "whole.safetensors"
+    ldm_jax.from_pretrained(folder).save_pretrained(path, layout="original")
+    config, plain = config_of(kind), config_of(kind)
+    config.init.update(weights="original", path=str(path), config=str(folder))
+    runs = [build.run(c, tmp_path / name) for c, name in ((config, "file"), (plain, "folder"))]
+    begun = []
+    for run in runs:
+        shapes = jax.eval_shape(run.init, jax.random.key(0))
+        begun.append((run.load(sharding.layouts(run.mesh, run.rules, shapes)), run.frozen))
+    assert tree.names(begun[0]) == tree.names(begun[1])
+    tiny.assert_equal(*begun)
+    assert pretrained.opened(config).model == pretrained.opened(plain).model
+    # The same run goes on where the file and its tokenizers were moved, and not with another file.
+    moved = config.copy_and_resolve_references()
+    names = [name.name for name in folder.glob("tokenizer*")]
+    moved.init.path = str(shutil.copy(path, tmp_path / "moved.safetensors"))
+    moved.init.config = str(shutil.copytree(folder, tmp_path / "moved"))
+    moved.init.tokenizers = tuple(str(tmp_path / "moved" / name) for name in sorted(names))
+    build.run(moved, tmp_path / "file")
+    tensors = {k: np.asarray(v) for k, v in files.read(path).items()}
+    tensors["first_stage_model.decoder.conv_out.bias"] += 1
+    path.unlink()
+    files.write(path, tensors)
+    with pytest.raises(ValueError, match="not those that the run"):
+        build.run(config, tmp_path / "file")
+
+
 def without(folder, name, tmp_path):
     """A copy of a folder that lacks a file."""
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -167,6 +196,9 @@ REFUSED = [
     (lambda c: c.init.update(path="path/to/stable-diffusion-v1-5"), "--config.init.path=..."),
     (lambda c: c.init.update(weights="difusers"), "did you mean 'diffusers'"),
     (lambda c: c.init.update(variant="fp16"), "fp16"),
+    (lambda c: c.init.update(weights="original"), "is no file"),
+    (lambda c: c.init.update(tokenizers=("a",)), "init.tokenizers is of no use"),
+    (lambda c: c.init.update(path=str(tiny.ROOT / "train.py")), "is no folder"),
     (lambda c: c.init.update(dtype="int8"), "'int8'"),
     (lambda c: c.update(model=dict(name="unet.UNet", width=8)), "['model'] contradict 'init'"),
     (lambda c: c.update(tokenizer=dict(kind="bpe")), "['tokenizer'] contradict 'init'"),

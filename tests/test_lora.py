@@ -86,6 +86,25 @@ def test_merged_kernels_are_the_formula():
     assert_equal(new["down_0"]["attn"]["out"], old["down_0"]["attn"]["out"])
 
 
+def test_dora_gives_columns_the_lengths_of_the_file():
+    a, b, lengths = random(2, 6), random(8, 2, seed=1), np.abs(random(8, 1, seed=2))
+    down, up = random(3, 4, 3, 5), random(6, 3, 1, 1, seed=1)
+    tensors = halves(TO_Q, a, b) | {f"{TO_Q}.dora_scale": lengths}
+    tensors |= halves("unet.conv_in", down, up)
+    tensors |= {"unet.conv_in.lora_magnitude_vector": np.full((1, 6, 1, 1), 2, np.float32)}
+    read = lora_files.read(tensors, names())["unet"]
+    old = params()
+    new = lora.merge(old, [read], [0.5])
+    changed = old["down_0"]["attn"]["q"]["kernel"].T + 0.5 * b @ a
+    expected = lengths * changed / np.linalg.norm(changed, axis=1, keepdims=True)
+    close(new["down_0"]["attn"]["q"]["kernel"], expected.T)
+    close(np.linalg.norm(new["conv"]["kernel"].reshape(-1, 6), axis=0), 2 * np.ones(6))
+    aside = jax.jit(lora.applied)(old, [read], [0.5])
+    jax.tree.map(close, aside, new)
+    with pytest.raises(ValueError, match="LoHa, LoKr or DoRA"):
+        lora.export(read, "unet", ROWS)
+
+
 def test_several_at_once_and_back_again():
     first = lora_files.read(halves(TO_Q, random(2, 6), random(8, 2)), names())["unet"]
     both = halves(TO_Q, random(4, 6, seed=2), random(8, 4, seed=3))
@@ -308,8 +327,6 @@ def test_all_that_does_not_fit_is_told_at_once():
     assert "3 tensors have unknown names" in told
     assert "2 modules lack a part: 'unet.down_blocks.0.attn1.to_k' has ['down'] and no up" in told
     for name, kind in {
-        f"{TO_Q}.lora_magnitude_vector": "DoRA",
-        "lora_unet_down_blocks_0_attn1_to_q.dora_scale": "DoRA",
         "lora_unet_conv_in.diff": "whole differences",
         f"{TO_Q}.lora_B.bias": "biases",
     }.items():
@@ -325,6 +342,13 @@ def test_all_that_does_not_fit_is_told_at_once():
         lora_files.read({f"{TO_Q}.lokr_w1": random(3, 5), f"{TO_Q}.lokr_w2": random(2, 2)}, names())
     with pytest.raises(table.Mismatch, match="no matrices or numbers"):
         lora_files.read(tensors | {f"{TO_Q}.alpha": random(2)}, names())
+    for wrong in (random(6), random(1, 8), random(8, 2)):
+        with pytest.raises(table.Mismatch, match="magnitudes that are not one an output"):
+            lora_files.read(tensors | {f"{TO_Q}.dora_scale": wrong}, names())
+    parts = {"lokr_w1": random(4, 2), "lokr_w2": random(2, 3)}
+    krons = {f"{TO_Q}.{part}": x for part, x in parts.items()}
+    with pytest.raises(table.Mismatch, match="LoKr with magnitudes"):
+        lora_files.read(krons | {f"{TO_Q}.dora_scale": random(8, 1)}, names())
     parts = {"lokr_w1": random(4, 2), "lokr_w2": random(6, 3)}
     fused = {f"lora_unet_input_blocks_1_1_qkv.{part}": x for part, x in parts.items()}
     with pytest.raises(table.Mismatch, match="several of our kernels"):
@@ -385,7 +409,7 @@ def test_export_is_the_inverse_of_reading():
     ):
         lora.export({Q: read[Q]}, "unet", ORIGINAL)
     kron = {f"{TO_Q}.lokr_w1": random(4, 3), f"{TO_Q}.lokr_w2": random(2, 2)}
-    with pytest.raises(ValueError, match="LoHa or LoKr and no product of two"):
+    with pytest.raises(ValueError, match="LoHa, LoKr or DoRA and no product of two"):
         lora.export(lora_files.read(kron, names())["unet"], "unet", ROWS)
 
 

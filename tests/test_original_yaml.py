@@ -193,6 +193,26 @@ def test_stable_diffusion_2(read):
     subset(found["text_encoder"], hidden_size=1024, num_hidden_layers=23, hidden_act="gelu")
 
 
+def test_a_second_table_of_noise(read):
+    """The upscaler's small images, and embeddings of images."""
+    content = copy.deepcopy(V2)
+    params = content["model"]["params"]
+    noise = dict(linear_start=0.001, linear_end=0.01)
+    params["low_scale_config"] = target("upscaling.Noise", noise_schedule_config=noise)
+    cosine = dict(timesteps=500, beta_schedule="squaredcos_cap_v2")
+    params["noise_aug_config"] = target("upscaling.Noise", noise_schedule_config=cosine)
+    found = read(content)
+    subset(found["low_res_scheduler"], beta_schedule="scaled_linear", beta_start=0.001)
+    subset(
+        found["image_noising_scheduler"],
+        beta_schedule="squaredcos_cap_v2",
+        num_train_timesteps=500,
+    )
+    cosine["beta_schedule"] = "sigmoid"
+    with pytest.raises(ValueError, match="'sigmoid' is unknown"):
+        read(content)
+
+
 def test_stable_diffusion_xl(read):
     found = read(XL)
     subset(

@@ -376,6 +376,27 @@ WRONG = {
         dict(noise_level=400),
         "outside of 0 to 350",
     ),
+    "eta of another solver": (
+        "text",
+        "image_to_image",
+        (PROMPTS, X),
+        dict(eta=1.0, solver="euler"),
+        "is for the solver ddim",
+    ),
+    "the noise of other steps": (
+        "text",
+        "image_to_image",
+        (PROMPTS, X),
+        dict(steps=3, noises=np.zeros((2, 2, 8, 8, 4), np.float32)),
+        r"\(3, 2, 8, 8, 4\) is needed",
+    ),
+    "the noise of small images": (
+        "upscale",
+        "upscale",
+        (PROMPTS, X),
+        dict(noise=X[:1]),
+        r"noise of shape \(1, 16, 16, 3\) was given",
+    ),
     "images to upscale": ("upscale", "upscale", (PROMPTS, X[..., :2]), {}, r"give \[b, h, w, 3\]"),
 }
 

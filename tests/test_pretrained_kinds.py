@@ -12,9 +12,18 @@ from ldm_jax.diffusion import paths
 from ldm_jax.models import clip, text, unclip
 from ldm_jax.nn import embeddings
 from ldm_jax.pretrained import components, kinds, sources, variations
-from ldm_jax.weights import bert, files, recognise
+from ldm_jax.weights import (
+    bert,
+    files,
+    original,
+    original_noise,
+    original_unclip,
+    recognise,
+    scheduler,
+)
 from ldm_jax.weights import unclip as their_unclip
 from tests import bert_files, tiny
+from tests import pretrained_folder as reduced
 from tests.drawn import count, like
 
 NOISE = dict(_class_name="DDIMScheduler", beta_schedule="scaled_linear", clip_sample=False)
@@ -125,7 +134,7 @@ def test_a_single_file_without_its_image_encoder_is_refused():
     found = recognise.Recognised(
         "stable-diffusion-2-unclip", {"unet": {}, "vae": {}, "text_encoder": clip_text}, {}
     )
-    with pytest.raises(ValueError, match="image encoder is read from folders"):
+    with pytest.raises(ValueError, match="has no image encoder"):
         sources._index(Path("one.safetensors"), found)
 
 
@@ -266,6 +275,37 @@ def test_images_that_cannot_be_seen_are_refused():
         variations.encode_image(pipe, np.zeros((1, 8, 8, 4), np.float32))
 
 
+def betas(schedule):
+    """As their code makes them."""
+    t = np.arange(1001) / 1000
+    levels = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return {
+        "scaled_linear": np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2,
+        "linear": np.linspace(1e-4, 0.02, 1000),
+        "squaredcos_cap_v2": np.minimum(1 - levels[1:] / levels[:-1], 0.999),
+    }[schedule].astype(np.float32)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+def test_a_second_table_of_noise_is_that_of_its_buffers(schedule):
+    for name, prefix in (
+        ("low_res_scheduler", "low_scale_model."),
+        ("image_noising_scheduler", "noise_augmentor."),
+    ):
+        given = betas(schedule)
+        config = original_noise.scheduler(name, {f"{prefix}betas": given})
+        assert config["beta_schedule"] == schedule
+        path, _ = scheduler.path_and_target(config)
+        t = jnp.linspace(0, 1, 1000)
+        np.testing.assert_allclose(
+            path.alpha(t) ** 2, np.cumprod(1 - given.astype(float)), rtol=2e-3, atol=1e-6
+        )
+        with pytest.raises(ValueError, match="is of none of the schedules"):
+            original_noise.scheduler(name, {f"{prefix}betas": given**1.1})
+    published = original_noise.scheduler("low_res_scheduler", {})
+    assert (published["beta_start"], published["beta_end"]) == (1e-4, 0.02)
+
+
 # ---- single files in the original layout --------------------------------------------------------
 
 
@@ -327,3 +367,95 @@ def test_a_text_model_of_latent_diffusion_of_a_single_file(tmp_path):
     again = assert_the_same_from_a_single_file(folder, tmp_path)
     assert again.index["bert"] == ["latent_diffusion", "LDMBertModel"]
     assert again.tokenize(["a cat"]).shape == (1, 77)
+
+
+def test_an_upscaler_of_a_single_file(tmp_path):
+    low = dict(_class_name="DDPMScheduler", beta_schedule="scaled_linear")
+    low |= dict(beta_start=1e-4, beta_end=0.02)
+    folder = reduced.write(tmp_path / "up", in_channels=7, num_class_embeds=1000, low_res=low)
+    pipe = ldm_jax.from_pretrained(folder)
+    path = tmp_path / "single.safetensors"
+    pipe.save_pretrained(path, layout="original")
+    tensors = {name: np.asarray(tensor) for name, tensor in files.read(path).items()}
+    tensors["low_scale_model.betas"] = betas("squaredcos_cap_v2")
+    files.write(tmp_path / "other.safetensors", tensors)
+    config = {
+        "unet": reduced.UNET | dict(in_channels=7, num_class_embeds=1000),
+        "vae": {"norm_num_groups": 4, "scaling_factor": 0.08333},
+        "text_encoder": reduced.TEXT,
+        "scheduler": reduced.SCHEDULER | {"prediction_type": "v_prediction"},
+    }
+    given = dict(config=config, tokenizers=[folder / "tokenizer"])
+    again = ldm_jax.from_pretrained(path, **given)
+    tiny.assert_equal(again.component_params(), pipe.component_params())
+    assert again.index["_class_name"] == "StableDiffusionUpscalePipeline"
+    assert again.index["low_res_scheduler"] == ["diffusers", "DDPMScheduler"]
+    found = scheduler.read(again.schedulers["low_res_scheduler"])
+    assert found == scheduler.read(low)
+    other = ldm_jax.from_pretrained(tmp_path / "other.safetensors", **given)
+    assert other.schedulers["low_res_scheduler"]["beta_schedule"] == "squaredcos_cap_v2"
+
+
+def unclip_file(width, dim=8):
+    """Names of the image encoder of a single file, drawn; it is as small as 16 heads may be."""
+    config = dict(
+        architectures=["CLIPVisionModelWithProjection"],
+        hidden_size=width,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        hidden_act="gelu",
+        image_size=8,
+        patch_size=4,
+        projection_dim=dim,
+    )
+    made = components.make("CLIPVisionModelWithProjection", config, jnp.float32)
+    return made, original.to_original([(original_unclip.vision(), like(made.shapes))])
+
+
+def test_the_image_encoder_of_a_single_file():
+    made, tensors = unclip_file(32)
+    assert tensors["embedder.model.visual.transformer.resblocks.1.attn.in_proj_weight"].shape == (
+        96,
+        32,
+    )
+    found = original_unclip.recognise(tensors)
+    again = components.make(
+        "CLIPVisionModelWithProjection", found.configs["image_encoder"], jnp.float32
+    )
+    assert again.module == made.module
+    assert {k: float(v.mean()) for k, v in found.made["image_normalizer"].items()} == dict(
+        mean=0, std=1
+    )
+    large = {"embedder.model.visual.conv1.weight": jax.ShapeDtypeStruct((1024, 3, 4, 4), float)}
+    with pytest.raises(ValueError, match="lacks the mean and deviation"):
+        original_unclip.recognise(tensors | large)
+
+
+def test_stable_unclip_of_a_single_file(tmp_path):
+    made, _ = unclip_file(32)
+    folder = reduced.write(
+        tmp_path / "unclip", class_embed_type="projection", projection_class_embeddings_input_dim=16
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    for name, kind, config in (
+        ("image_encoder", "CLIPVisionModelWithProjection", dict(made.config)),
+        ("image_normalizer", "StableUnCLIPImageNormalizer", dict(embedding_dim=8)),
+    ):
+        reduced.component(folder / name, kind, config, 9)
+        index[name] = [components.KINDS[kind].library, kind]
+    reduced.put(folder / "image_noising_scheduler" / "scheduler_config.json", LEVELS)
+    index |= {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
+    index["_class_name"] = "StableUnCLIPImg2ImgPipeline"
+    reduced.put(folder / "model_index.json", index)
+    again = assert_the_same_from_a_single_file(folder, tmp_path)
+    assert again.schedulers["image_noising_scheduler"]["beta_schedule"] == "squaredcos_cap_v2"
+    assert again.processors["feature_extractor"]["image_processor_type"] == "CLIPImageProcessor"
+    # What published files have beside, and without statistics: those of the folder's are not read.
+    tensors = {k: np.asarray(v) for k, v in files.read(tmp_path / "single.safetensors").items()}
+    tensors = {k: v for k, v in tensors.items() if ".data_" not in k}
+    tensors |= {"noise_augmentor.betas": betas("squaredcos_cap_v2")}
+    tensors |= {"embedder.model.ln_final.weight": np.ones(3, np.float32)}
+    files.write(tmp_path / "published.safetensors", tensors)
+    found = ldm_jax.from_pretrained(tmp_path / "published.safetensors", config=folder)
+    np.testing.assert_array_equal(found.vision["image_normalizer"]["mean"], 0)

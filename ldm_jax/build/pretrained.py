@@ -4,13 +4,18 @@
 
 says what `model`, `conditioner`, `codec` and `tokenizer` say elsewhere, and `path` and `target` too unless the config
 has them: to train towards v what was trained towards eps, say. The network is trained, the autoencoder never is, and
-the text encoders are if `train_text_encoder` says so. What is not trained is read from the folder at every start and is
-in no checkpoint; `init.json` keeps its hash, so that it stays the same.
+the text encoders are if `train_text_encoder` says so. What is not trained is read from there at every start and is
+in no checkpoint; `init.json` keeps its hash, so that it stays the same. A single file in the original layout is
+
+    init = dict(weights="original", path="v1-5-pruned.safetensors", tokenizers=("path/to/clip-tokenizer",))
+
+with `config`, a folder of diffusers or the original YAML file, where shapes do not tell all.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +30,33 @@ from ldm_jax.pretrained import start
 from ldm_jax.training import checkpoints, diffusion_loss, loop, sharding
 from ldm_jax.types import Params
 
-SECTION = dict(weights=str, path=str, variant=str, dtype=str, remat=bool, train_text_encoder=bool)
-DEFAULTS = dict(variant="", dtype="float32", remat=False, train_text_encoder=False)
-KINDS = {"diffusers": start.from_folder}  # weights -> (path, variant, dtype, remat) -> Start
+SECTION = dict(
+    weights=str,
+    path=str,
+    variant=str,
+    config=str,
+    tokenizers=tuple[str, ...],
+    dtype=str,
+    remat=bool,
+    train_text_encoder=bool,
+)
+DEFAULTS = dict(
+    variant="", config="", tokenizers=(), dtype="float32", remat=False, train_text_encoder=False
+)
+
+
+class Kind(NamedTuple):
+    """A layout of weights."""
+
+    start: Callable[..., start.Start]  # (path, **own, dtype, remat)
+    own: tuple[str, ...]  # entries that other layouts have not
+    is_folder: bool
+
+
+KINDS = {
+    "diffusers": Kind(start.from_folder, ("variant",), True),
+    "original": Kind(start.from_file, ("config", "tokenizers"), False),
+}
 SPREAD = ((".*", "fsdp"),)  # text encoders that are not trained; the autoencoder is small
 
 
@@ -35,16 +64,27 @@ def options(config: ConfigDict) -> dict[str, Any]:
     """The section `init` with its defaults.
 
     Raises:
-      ValueError, FileNotFoundError: a wrong entry, or a folder that is not there.
+      ValueError, FileNotFoundError: a wrong entry, or weights that are not there.
     """
     given = DEFAULTS | checked("init", config.init, SECTION, needed=("weights", "path"))
     if given["weights"] not in KINDS:
         raise ValueError(
             f"init.weights = {given['weights']!r} is unknown{did_you_mean(given['weights'], KINDS)}"
         )
-    if not Path(given["path"]).exists():
+    kind, path = KINDS[given["weights"]], Path(given["path"])
+    what = "folder" if kind.is_folder else "file"
+    if idle := [k for other in KINDS.values() for k in other.own if k not in kind.own and given[k]]:
+        raise ValueError(
+            f"init.{idle[0]} is of no use with init.weights = {given['weights']!r}; leave it out"
+        )
+    if not path.exists():
         raise FileNotFoundError(
-            f"there is no folder {given['path']!r} with pretrained weights; say where it lies: --config.init.path=..."
+            f"there is no {what} {given['path']!r} with pretrained weights; say where it lies: --config.init.path=..."
+        )
+    if path.is_dir() != kind.is_folder:
+        raise ValueError(
+            f"init.path = {given['path']!r} is no {what}; "
+            "with init.weights = 'diffusers' give a folder, with 'original' a single file"
         )
     return given
 
@@ -53,11 +93,11 @@ def opened(config: ConfigDict) -> start.Start:
     """The model that the config starts from, on the config's path and towards its target if it has them.
 
     Raises:
-      ValueError, FileNotFoundError: one sentence about the folder, or about a path and a target that do not fit.
+      ValueError, FileNotFoundError: one sentence about the weights, or about a path and a target that do not fit.
     """
     given = options(config)
-    asked = (given[name] for name in ("path", "variant", "dtype", "remat"))
-    of = KINDS[given["weights"]](*asked)
+    kind = KINDS[given["weights"]]
+    of = kind.start(**{name: given[name] for name in ("path", *kind.own, "dtype", "remat")})
     for name in sorted(workdir.RETRAINED & set(config)):
         made = parts.make_section(f"diffusion.{name}s", config[name], name)
         of = of._replace(model=of.model._replace(**{name: made}))
@@ -155,7 +195,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         batches=batches.iterate,
     )
     workdir.claim(config, source, directory)
-    origin = {k: options(config)[k] for k in ("weights", "path", "variant")}
+    origin = {k: options(config)[k] for k in ("weights", "path")}
     workdir.remember(directory / "init.json", origin | {"frozen_sha256": digest})
     return made
 
@@ -164,8 +204,8 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     mesh = sharding.make_mesh()
     if not Path(config.init.path).exists():
         raise FileNotFoundError(
-            f"the run in {directory} reads what it did not train from {config.init.path}, and there is no such folder; "
-            f"put it back, or write its new place into {directory / 'config.json'}"
+            f"the run in {directory} reads what it did not train from {config.init.path}, and there is no such folder "
+            f"or file; put it back, or write its new place into {directory / 'config.json'}"
         )
     of = opened(config)
     stored = start.tensors(of, split(config, of)[1])

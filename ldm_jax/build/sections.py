@@ -83,10 +83,14 @@ def shown(hint: Any) -> str:
 
 
 def _attribute(package: str, name: str) -> Any:
-    """`name` below `ldm_jax.package`: "unet.UNet" in a package, "Label" in a module; defined there, not imported."""
+    """`name` below `ldm_jax.package`: "unet.UNet" in a package; "Label" in a module, or in a package with `__all__`.
+
+    It is defined there, not imported from elsewhere.
+    """
     parts = name.split(".")
     root = importlib.import_module(f"ldm_jax.{package}")
-    if hasattr(root, "__path__"):
+    public = getattr(root, "__all__", None)  # then what a package's modules define is its own
+    if public is None and hasattr(root, "__path__"):
         children = [p.stem for p in Path(root.__path__[0]).iterdir() if not p.stem.startswith("_")]
         if len(parts) != 2:
             raise ValueError(
@@ -98,7 +102,9 @@ def _attribute(package: str, name: str) -> Any:
     defined = {
         k: v
         for k, v in vars(root).items()
-        if not k.startswith("_") and getattr(v, "__module__", None) == root.__name__ and callable(v)
+        if not k.startswith("_")
+        and (k in public if public else getattr(v, "__module__", None) == root.__name__)
+        and callable(v)
     }
     if parts[-1] not in defined:
         raise ValueError(

@@ -21,8 +21,9 @@ PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says 
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
 NUMBERS = dict(seed=int, steps=int)
-# Between two starts of one run; what lies at `init.path` is known by its hash.
-MAY_CHANGE = ("steps", "log", "mesh", "sharding", "init.path")
+# Between two starts of one run; what lies at `init.path` and beside is known by its hash.
+ELSEWHERE = ("init.path", "init.config", "init.tokenizers")
+MAY_CHANGE = ("steps", "log", "mesh", "sharding", *ELSEWHERE)
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldm_jax import codec
-from ldm_jax.pretrained import components, kinds
+from ldm_jax.pretrained import assembly, components, kinds
 from ldm_jax.training import sharding
 from ldm_jax.weights import (
     files,
@@ -84,9 +83,7 @@ def with_word(pipe: Any, path: str | Path, token: str | None = None) -> Any:
             "eos_token_id": tokenizers[at].end,
         }
         made[name] = components.make(old.kind, settings, old.module.dtype)
-    from ldm_jax.pretrained import load  # which imports the pipeline
-
-    model = load.assemble(made, tokenizers, pipe.index, pipe.schedulers["scheduler"])
+    model = assembly.assemble(made, tokenizers, pipe.index, pipe.schedulers["scheduler"])
     new = dataclasses.replace(pipe, model=model, components=made, tokenizers=tokenizers)
     return new.with_params(params)
 
@@ -118,7 +115,7 @@ def with_autoencoder(pipe: Any, path: str | Path, variant: str | None = None) ->
     params = made.load(tensors, dtype, jax.tree.map(lambda _: whole, made.shapes))
     return dataclasses.replace(
         pipe,
-        model=pipe.model._replace(codec=codec.autoencoder(made.module)),
+        model=pipe.model._replace(codec=assembly.codec_of(made.module)),
         arrays={"params": params, "scale": jax.device_put(jnp.float32(made.scale), whole)},
         components=dict(pipe.components) | {"vae": made},
         index=dict(pipe.index) | {kinds.stored_name("vae", pipe.index): ["diffusers", kind]},

@@ -137,6 +137,20 @@ def noise(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> 
     return jnp.asarray(latents)
 
 
+def second_noise(given: Any, shape: tuple[int, ...], seed: int) -> Float[Array, "b *rest"]:
+    """Standard normal noise beside that of the latents: given, or that of the seeds.
+
+    Raises:
+      ValueError: noise of another shape.
+    """
+    if given is None:
+        keys = jax.vmap(jax.random.split)(sampling.keys(seed, shape[0]))[:, 1]
+        return samplers.noise(keys, shape)
+    if given.shape != shape:
+        raise ValueError(f"noise of shape {given.shape} was given; {shape} is needed")
+    return jnp.asarray(given)
+
+
 def start(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> Array:
     """`noise` at the noisy end of the path."""
     t = jnp.float32(pipe.model.path.t_max)
@@ -201,6 +215,18 @@ def check_solver(solver: str) -> None:
     """Raises: ValueError: an unknown solver."""
     if solver not in solvers.TABLE:
         raise ValueError(f"there is no solver {solver!r}; the choices are {sorted(solvers.TABLE)}")
+
+
+def check_noises(solver: str, eta: float, noises: Any, shape: tuple[int, ...]) -> None:
+    """`shape` is that of the noise of all steps [steps, b, h/f, w/f, c].
+
+    Raises:
+      ValueError: eta for another solver than its own, or noise of another shape.
+    """
+    if eta and solver != "ddim":
+        raise ValueError(f"eta={eta} is for the solver ddim and {solver!r} was asked for")
+    if noises is not None and noises.shape != shape:
+        raise ValueError(f"noises of shape {noises.shape} were given; {shape} is needed")
 
 
 def check(prompt: Prompts, solver: str, images: Any = None, factor: int = 1) -> list[str]:

@@ -1,5 +1,6 @@
 """What a pipeline of diffusers consists of, by its class."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -40,3 +41,18 @@ def original_name(name: str, kind: str) -> str:
 def stored_name(name: str, index: Mapping[str, Any]) -> str:
     """The name in this index of a component with a usual name."""
     return next((old for old, usual in RENAMED.items() if usual == name and old in index), name)
+
+
+def controlled(kind: str) -> str:
+    """The class of a pipeline of this class with ControlNets.
+
+    Raises:
+      ValueError: diffusers has none.
+    """
+    if match := re.fullmatch(
+        r"(StableDiffusion(?:XL)?)(?:ControlNet)?(|Img2Img|Inpaint)Pipeline", kind
+    ):
+        return f"{match[1]}ControlNet{match[2]}Pipeline"
+    raise ValueError(
+        f"diffusers has no {kind} with ControlNets, so that its folder cannot be written; load it without them"
+    )

@@ -1,7 +1,6 @@
 """From files to a pipeline."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ldm_jax import codec, conditioners, tree
+from ldm_jax import tree
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.models import text
-from ldm_jax.pretrained import components, inputs, kinds, sources
+from ldm_jax.pretrained import assembly, components, kinds, sources
+from ldm_jax.pretrained.controlnets import KIND as CONTROLNET
+from ldm_jax.pretrained.controlnets import Given
+from ldm_jax.pretrained.controlnets import open_any as open_controlnet
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import folder, prompts, scheduler
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
-AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
-# The same for equal networks, so that models of one structure share their compiled programs.
-_codec = functools.lru_cache(maxsize=8)(codec.autoencoder)
 
 
 def from_pretrained(
@@ -35,7 +32,7 @@ def from_pretrained(
     config: str | Path | Mapping[str, Any] | None = None,
     tokenizers: Sequence[str | Path] = (),
     ema: bool = False,
-    controlnets: Sequence[str | Path] = (),
+    controlnets: Sequence[Given] = (),
     mesh: Mesh | None = None,
     rules: Sequence[tuple[str, Any]] = REPLICATE,
     revision: str | None = None,
@@ -52,7 +49,9 @@ def from_pretrained(
         original YAML file, or {component: settings in diffusers' words}.
       tokenizers: for a single file, the folders of its tokenizers.
       ema: of a single file that has it, the moving average of the U-Net's weights.
-      controlnets: folders of ControlNets, each with a config.json and safetensors; a verb's `hints` are for them.
+      controlnets: ControlNets, for which a verb's `hints` are, after those that `path` itself has: folders with a
+        config.json and safetensors, or single files in the original layout or diffusers'; (file, settings in diffusers'
+        words) says what shapes do not tell.
       mesh, rules: where the parameters of each network live (see `training.sharding`); by default all on every device.
 
     Raises:
@@ -66,16 +65,11 @@ def from_pretrained(
         name: components.make(kind, settings, dtype)
         for name, (kind, settings) in source.networks.items()
     }
-    nets = tuple(
-        components.make(
-            "ControlNetModel", folder.read_json(Path(net) / "config.json", "a ControlNet"), dtype
-        )
-        for net in controlnets
-    )
-    model = assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
+    steering = [*source.steering, *(open_controlnet(net, variant) for net in controlnets)]
+    nets = tuple(components.make(CONTROLNET, net.config, dtype) for net in steering)
+    model = assembly.assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])
     stored = [source.tensors(name, component) for name, component in made.items()]
-    for net, folder_ in zip(nets, controlnets, strict=True):
-        stored.append(net.stored(folder.weights(Path(folder_), net.stem, variant)))
+    stored += [of.tensors(net) for of, net in zip(steering, nets, strict=True)]
     every = [*made.values(), *nets]
     for component, given in zip(every, stored, strict=True):
         component.check(given)
@@ -86,8 +80,8 @@ def from_pretrained(
     pipe = bundle(model, params, made, source, mesh)
     if not nets:
         return pipe
-    steering = {"controls": tuple(loaded[len(made) :])}
-    return dataclasses.replace(pipe, params=pipe.params | steering, controlnets=nets)
+    controls = {"controls": tuple(loaded[len(made) :])}
+    return dataclasses.replace(pipe, params=pipe.params | controls, controlnets=nets)
 
 
 def _check_rules(rules: Sequence[tuple[str, Any]], every: Sequence[components.Component]) -> None:
@@ -113,62 +107,6 @@ def _load(
     return component.load(given, dtype, sharding.layouts(mesh, fitting, component.shapes))
 
 
-def assemble(
-    made: Mapping[str, components.Component],
-    tokenizers: Mapping[str, prompts.Tokenizer],
-    index: Mapping[str, Any],
-    noise: Mapping[str, Any],
-) -> LatentDiffusion:
-    """The model of these networks; `noise` is a scheduler's config.
-
-    Raises:
-      ValueError: text encoders and tokenizers that do not belong together, or a scheduler that we do not know.
-    """
-    path, target = scheduler.path_and_target(noise)
-    return LatentDiffusion(
-        network=made["unet"].module,
-        conditioner=_conditioner(made, tokenizers, index),
-        codec=_codec(made["vae"].module),
-        path=path,
-        target=target,
-    )
-
-
-def _conditioner(made, tokenizers, index) -> Any:
-    texts = [name for name in sources.TEXTS if name in made]
-    pairs = [(name, name.replace("text_encoder", "tokenizer")) for name in texts]
-    lacking = [tokenizer for _, tokenizer in pairs if tokenizer not in tokenizers]
-    if lacking:
-        raise ValueError(f"the model has {texts} and lacks {lacking}; add the tokenizers' folders")
-    sees = "image_encoder" in made
-    if not texts:
-        dtype = made["unet"].module.dtype
-        return conditioners.Vector(inputs.IMAGE, into="tokens", dtype=dtype) if sees else None
-    encoders = tuple(made[name].module for name, _ in pairs)
-    null = tuple(tuple(map(int, tokenizers[name]([""])[0])) for _, name in pairs)
-    network = made["unet"].module
-    if isinstance(encoders[0], text.TextTransformer):
-        return _text(encoders[0], null[0])
-    if sees:
-        return conditioners.Clip(encoders[0], null[0], vector=inputs.IMAGE)
-    if (texts == ["text_encoder"] and not network.vector) or network.vector_from == "table":
-        return conditioners.Clip(encoders[0], null[0])
-    return conditioners.ClipPair(
-        encoders,
-        null,
-        zero_null=bool(index.get("force_zeros_for_empty_prompt", True)),
-        null_sizes=(None,) * 4 + (AESTHETIC_NULL,)
-        if index.get("requires_aesthetics_score")
-        else (),
-    )
-
-
-def _text(encoder: text.TextTransformer, null: tuple[int, ...]) -> conditioners.Text:
-    """The conditioner that makes this encoder itself."""
-    settings = ("vocab", "width", "layers", "length", "heads", "head_dim", "dtype")
-    return conditioners.Text(**{name: getattr(encoder, name) for name in settings}, null=null)
-
-
 def bundle(
     model: LatentDiffusion,
     params: Mapping[str, Params],
@@ -177,11 +115,8 @@ def bundle(
     mesh: Mesh,
 ) -> Pretrained:
     """The pipeline of loaded parameters, {component: params}."""
-    encoders = [params[name] for name in sources.TEXTS if name in params]
-    if isinstance(model.conditioner, conditioners.ClipPair):
-        condition = {f"encoders_{i}": p for i, p in enumerate(encoders)}
-    else:
-        condition = {"encoder": encoders[0]} if encoders else {}
+    encoders = assembly.encoders(model.conditioner, made)
+    condition = {key: params[name] for key, name in encoders.items()}
     scale = jax.device_put(jnp.float32(made["vae"].scale), sharding.replicated(mesh))
     conditioned = model.conditioner is not None
     return Pretrained(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.conditioners import Clip, ClipPair
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import adapters, inputs, sampling, save, variations, verbs
+from ldm_jax.pretrained import adapters, assembly, inputs, sampling, save, variations, verbs
 from ldm_jax.pretrained.components import Component
 from ldm_jax.types import Cond, Params
 from ldm_jax.weights import prompts
@@ -52,22 +52,18 @@ class Pretrained:
 
     def component_params(self) -> dict[str, Params]:
         """The parameters of each component."""
-        texts = [name for name in self.components if name.startswith("text_encoder")]
+        texts = assembly.encoders(self.model.conditioner, self.components)
         condition = self.params.get("conditioner", {})
-        keys = (
-            ["encoder"] if "encoder" in condition else [f"encoders_{i}" for i in range(len(texts))]
-        )
         found = {"unet": self.params["network"], "vae": self.arrays["params"], **self.vision}
-        return found | {name: condition[key] for name, key in zip(texts, keys, strict=True)}
+        return found | {name: condition[key] for key, name in texts.items()}
 
     def with_params(self, changed: Mapping[str, Params]) -> "Pretrained":
         """The same with other parameters of some components, {component: params}."""
         every = self.component_params() | dict(changed)
-        condition = [p for name, p in every.items() if name.startswith("text_encoder")]
-        keys = self.params.get("conditioner", {})
+        texts = assembly.encoders(self.model.conditioner, self.components)
         params = self.params | {"network": every["unet"]}
-        if keys:
-            params["conditioner"] = dict(zip(sorted(keys), condition, strict=True))
+        if texts:
+            params["conditioner"] = {key: every[name] for key, name in texts.items()}
         arrays = self.arrays | {"params": every["vae"]}
         vision = {name: every[name] for name in self.vision}
         return dataclasses.replace(self, params=params, arrays=arrays, vision=vision)

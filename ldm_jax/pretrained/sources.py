@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ldm_jax.models import text
-from ldm_jax.pretrained import components, kinds
+from ldm_jax.pretrained import components, controlnets, kinds
 from ldm_jax.pretrained.components import Component, Tensors
 from ldm_jax.weights import (
     autoencoder,
     files,
     folder,
     original,
+    original_noise,
+    original_unclip,
     original_yaml,
     pickles,
     prompts,
     recognise,
+    recognise_controlnet,
     scheduler,
     unet,
     vq,
@@ -34,6 +37,11 @@ NETWORKS = ("unet", "vae", *TEXTS)
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 SCHEDULERS = ("scheduler", "low_res_scheduler", "image_noising_scheduler")
 PROCESSORS = ("feature_extractor",)
+# Pipelines with a second table of noise.
+SECOND = {
+    "StableDiffusionUpscalePipeline": "low_res_scheduler",
+    "StableUnCLIPImg2ImgPipeline": "image_noising_scheduler",
+}
 # What a folder may have and sampling does not need; the text says what that means for the user.
 UNUSED = {
     "safety_checker": "images are not checked",
@@ -52,6 +60,7 @@ class Source(NamedTuple):
     schedulers: dict[str, dict[str, Any]]
     tensors: Callable[[str, Component], Tensors]
     processors: Mapping[str, Mapping[str, Any]] = {}  # how images are prepared, by component
+    steering: tuple[controlnets.Stored, ...] = ()  # ControlNets
 
 
 def open_any(
@@ -81,7 +90,7 @@ def open_folder(path: Path, variant: str | None) -> Source:
     """
     opened = folder.open_folder(path)
     parts, needed = opened.parts, kinds.needed(opened.index)
-    known = {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *PROCESSORS, *UNUSED, *needed}
+    known = {*NETWORKS, *SCHEDULERS, *TOKENIZERS, *PROCESSORS, *UNUSED, *needed, controlnets.NAME}
     unknown = sorted(parts.keys() - known)
     missing = [name for name in needed if name not in parts]
     if unknown or missing:
@@ -94,6 +103,10 @@ def open_folder(path: Path, variant: str | None) -> Source:
     parts = kinds.renamed(parts)
     networks = [*NETWORKS, *(name for name in kinds.VISION if name in needed)]
 
+    steering = parts.get(controlnets.NAME)
+    several = steering is not None and steering.kind == controlnets.SEVERAL
+    at = controlnets.folders(path) if several else [steering.folder] if steering else []
+
     def tensors(name, component):
         return component.stored(folder.weights(parts[name].folder, component.stem, variant))
 
@@ -104,6 +117,7 @@ def open_folder(path: Path, variant: str | None) -> Source:
         {name: parts[name].config for name in SCHEDULERS if name in parts},
         tensors,
         {name: parts[name].config for name in PROCESSORS if name in parts},
+        tuple(controlnets.of_folder(net, variant) for net in at),
     )
 
 
@@ -123,21 +137,33 @@ def open_file(
     read = files.read if path.suffix == ".safetensors" else pickles.read
     found = original.averaged(read(path)) if ema else read(path)
     asked, beside = _asked(config)
+    steering = ()
+    if recognise_controlnet.inside(found):
+        within = {k: found[k] for k in found if k.startswith(original.CONTROL)}
+        steering = (controlnets.of_tensors(within, asked.get(controlnets.NAME, {})),)
+        found = {k: found[k] for k in found if k not in within}
     what = recognise.recognise(found, asked)
-    index = _index(path, what) | beside
-    parts = original.split(found, what.prefixes)
+    sees = original_unclip.inside(found)
+    index = _index(path, what, sees) | beside
+    seen = original_unclip.recognise(found, asked) if sees else original_unclip.Parts({}, {})
+    prefixes = what.prefixes | (original_unclip.PREFIXES if sees else {})
+    parts = original.split(found, prefixes, original_unclip.BESIDE if sees else ())
     names = [name for name in NETWORKS if name in parts]
     words = _tokenizers(names, config, tokenizers)
-    networks = {}
-    for name in names:
-        settings = what.configs[name]
+    networks, known = {}, what.configs | seen.configs
+    for name in (*names, *seen.configs):
+        settings = known[name]
         kind = (
             settings["architectures"][0] if "architectures" in settings else settings["_class_name"]
         )
         networks[name] = kind, settings
 
     def tensors(name, component):
-        rows, ignore = table(name, component, what.prefixes[name])
+        if name in seen.made:
+            return component.stored(seen.made[name])
+        rows, ignore = table(name, component, prefixes[name])
+        if name in seen.configs:
+            ignore = original_unclip.BESIDE
         return Tensors(parts[name], rows, (*component.ignore, *ignore, *original.BESIDE))
 
     for name, (kind, _) in networks.items():
@@ -145,12 +171,19 @@ def open_file(
         index[at] = [components.KINDS[kind].library if kind in components.KINDS else None, kind]
     tokenizer = "BertTokenizer" if "bert" in index else "CLIPTokenizer"
     index |= {name: ["transformers", tokenizer] for name in words}
-    index["scheduler"] = ["diffusers", what.configs["scheduler"]["_class_name"]]
-    return Source(index, networks, words, {"scheduler": what.configs["scheduler"]}, tensors)
+    noise = {"scheduler": what.configs["scheduler"]}
+    if name := SECOND.get(index["_class_name"]):
+        noise[name] = original_noise.scheduler(name, found) | asked.get(name, {})
+    index |= {name: ["diffusers", config["_class_name"]] for name, config in noise.items()}
+    processors = {"feature_extractor": original_unclip.PROCESSOR} if sees else {}
+    index |= {name: ["transformers", "CLIPImageProcessor"] for name in processors}
+    return Source(index, networks, words, noise, tensors, processors, steering)
 
 
-def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
+def _index(path: Path, what: recognise.Recognised, sees: bool = False) -> dict[str, Any]:
     """The class of diffusers that the networks make up, and what its index says beside them.
+
+    `sees`: with an image encoder, too.
 
     Raises:
       ValueError: networks that make up no pipeline that is known here.
@@ -166,9 +199,11 @@ def _index(path: Path, what: recognise.Recognised) -> dict[str, Any]:
         return {"_class_name": "LDMPipeline"}
     if what.configs[texts[0]].get("_class_name") == "LDMBertModel":
         return {"_class_name": "LDMTextToImagePipeline"}
+    if sees:
+        return {"_class_name": "StableUnCLIPImg2ImgPipeline"}
     if what.family.endswith("unclip"):
         raise ValueError(
-            f"{path} is a model of the family {what.family!r}, whose image encoder is read from folders only"
+            f"{path} is a model of the family {what.family!r} and has no image encoder ({original_unclip.VISUAL}...)"
         )
     xl = "XL" if "text_encoder_2" in texts else ""
     reads = unet.channels(what.configs["unet"]).spatial
@@ -185,6 +220,8 @@ def table(name: str, component: Component, prefix: str) -> tuple[Table, Sequence
     """The original names of a component below its prefix, and what of them is not read."""
     if name == "unet":
         return original.unet(component.module, prefix), ()
+    if name in original_unclip.PREFIXES:
+        return original_unclip.tables(name), ()
     if name == "vae":
         return original.autoencoder(component.module, prefix), ()
     if isinstance(component.module, text.TextTransformer):
@@ -205,8 +242,12 @@ def _asked(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if lacking := [n for n in kinds.needed(opened.index) if n not in opened.parts]:
             raise ValueError(f"{config}, given as config, lacks {lacking}; give a whole folder")
         beside = {k: v for k, v in opened.index.items() if not isinstance(v, list)}
+        # A file has its own ControlNet, or none.
+        beside["_class_name"] = beside["_class_name"].replace("ControlNet", "")
         parts = kinds.renamed(opened.parts)
-        kept = {n: p.config for n, p in parts.items() if n in (*NETWORKS, "scheduler")}
+        kept = {
+            n: p.config for n, p in parts.items() if n in (*NETWORKS, *SCHEDULERS, "image_encoder")
+        }
         # What these leave out has the value that their class gives it, and not the one that is recognised.
         kept["scheduler"] = scheduler.to_config(
             scheduler.read(kept["scheduler"]), kept["scheduler"]

@@ -8,17 +8,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioners import ClipPair
 from ldm_jax.data.pipeline import Rows
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import components, load, sources
+from ldm_jax.pretrained import assembly, components, load, sources
 from ldm_jax.types import Params
 from ldm_jax.weights import prompts, unet
 
@@ -42,10 +41,7 @@ class Start(NamedTuple):
     @property
     def encoders(self) -> dict[str, str]:
         """The text encoders' names among the components, by their names in the conditioner's parameters."""
-        names = [name for name in sources.TEXTS if name in self.components]
-        if isinstance(self.model.conditioner, ClipPair):
-            return {f"encoders_{i}": name for i, name in enumerate(names)}
-        return dict(zip(["encoder"], names, strict=False))
+        return assembly.encoders(self.model.conditioner, self.components)
 
     @property
     def texts(self) -> dict[str, Rows]:
@@ -56,17 +52,45 @@ class Start(NamedTuple):
 def from_folder(
     path: str | Path, variant: str = "", dtype: Any = "float32", remat: bool = False
 ) -> Start:
-    """The model of a folder that diffusers wrote, which computes in `dtype`; `variant` is of its files' names.
+    """The model of a folder that diffusers wrote; `variant` is of its files' names, the rest as in `from_source`.
+
+    Raises:
+      FileNotFoundError, ValueError: no such folder, or what `from_source` refuses.
+    """
+    return from_source(sources.open_folder(Path(path), variant or None), path, dtype, remat)
+
+
+def from_file(
+    path: str | Path,
+    config: str | Path = "",
+    tokenizers: Sequence[str | Path] = (),
+    dtype: Any = "float32",
+    remat: bool = False,
+) -> Start:
+    """The model of a single file in the original layout; `config` and `tokenizers` as in `load.from_pretrained`.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, one that does not tell all, or what `from_source` refuses.
+    """
+    source = sources.open_file(Path(path), config or None, tokenizers, ema=False)
+    return from_source(source, path, dtype, remat)
+
+
+def from_source(source: sources.Source, path: str | Path, dtype: Any, remat: bool) -> Start:
+    """The model of what was found at `path`, which computes in `dtype`.
 
     The autoencoder computes in float32 where its config asks for that: its latents are the data. With `remat` the
     backward pass computes the network's blocks anew instead of keeping their activations.
 
     Raises:
-      FileNotFoundError, ValueError: no such folder, or a model that is not text-to-image or not known here.
+      ValueError: an unknown type, or a model that is not text-to-image or not known here.
     """
     if dtype not in load.DTYPES:
         raise ValueError(f"dtype={dtype!r} is not among {load.DTYPES}")
-    source = sources.open_folder(Path(path), variant or None)
+    if source.steering:
+        raise ValueError(
+            f"{path} has ControlNets, which are not trained here; give the model without them"
+        )
 
     def made(name):
         kind, settings = source.networks[name]
@@ -84,7 +108,9 @@ def from_folder(
         )
     networks[NETWORK] = dataclasses.replace(network, module=network.module.clone(remat=remat))
     noise = source.schedulers["scheduler"]
-    return Start(load.assemble(networks, source.tokenizers, source.index, noise), networks, source)
+    return Start(
+        assembly.assemble(networks, source.tokenizers, source.index, noise), networks, source
+    )
 
 
 def shapes(of: Start) -> Params:

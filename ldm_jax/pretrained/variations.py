@@ -7,12 +7,11 @@ levels occurred, so that a level says how closely the picture follows the embedd
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion import process, samplers
+from ldm_jax.diffusion import process
 from ldm_jax.models import clip
 from ldm_jax.nn import embeddings
 from ldm_jax.pretrained import inputs, sampling, verbs
@@ -96,15 +95,11 @@ def _noised(
     if not 0 <= level < path.steps:
         raise ValueError(f"noise_level={level} is outside of 0 to {path.steps - 1}")
     n = len(embedding)
-    if noise is None:
-        keys = jax.vmap(jax.random.split)(sampling.keys(seed, n))[:, 1]
-        noise = samplers.noise(keys, embedding.shape)
-    if noise.shape != embedding.shape:
-        raise ValueError(f"noise of shape {noise.shape} was given; {embedding.shape} is needed")
+    noise = inputs.second_noise(noise, embedding.shape, seed)
     params = {"params": pipe.vision["image_normalizer"]}
     module = pipe.components["image_normalizer"].module
     x = module.apply(params, embedding.astype(jnp.float32))
-    x = process.add_noise(path, x, jnp.asarray(noise), jnp.full((n,), level / (path.steps - 1)))
+    x = process.add_noise(path, x, noise, jnp.full((n,), level / (path.steps - 1)))
     x = module.apply(params, x, method="inverse")
     wave = embeddings.sinusoid(jnp.full((n,), float(level)), x.shape[1])
     return jnp.concatenate([x, wave], axis=1)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion import process, samplers
+from ldm_jax.diffusion import process
 from ldm_jax.pretrained import inputs, sampling
 from ldm_jax.pretrained.inputs import Hint, Prompts
 from ldm_jax.weights import scheduler
@@ -116,6 +116,9 @@ def image_to_image(
     inputs.only(pipe, "image_to_image", 0)
     texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
+    # Before anything is encoded.
+    small = (side // pipe.factor for side in size)
+    inputs.check_noises(solver, eta, noises, (steps, len(texts), *small, pipe.latent_channels))
     start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
@@ -239,17 +242,10 @@ def upscale(
         raise ValueError("this model has no low_res_scheduler, which says how images are noised")
     path, _ = scheduler.path_and_target(pipe.schedulers["low_res_scheduler"])
     n = len(texts)
-    if noise is not None and noise.shape != images.shape:
-        raise ValueError(
-            f"noise of shape {noise.shape} does not fit images of shape {images.shape}"
-        )
-    if noise is None:
-        noise = samplers.noise(
-            jax.vmap(jax.random.split)(sampling.keys(seed, n))[:, 1], images.shape
-        )
+    noise = inputs.second_noise(noise, images.shape, seed)
     level = jnp.full((n,), noise_level / (path.steps - 1))
     extra = {
-        "spatial": process.add_noise(path, jnp.asarray(images), jnp.asarray(noise), level),
+        "spatial": process.add_noise(path, jnp.asarray(images), noise, level),
         "vector": jax.nn.one_hot(jnp.full((n,), noise_level), pipe.model.network.vector),
     }
     size = tuple(side * pipe.factor for side in images.shape[1:3])
@@ -295,13 +291,7 @@ def draw(
     noises: Any = None,
 ) -> Images:
     """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
-    if eta and solver != "ddim":
-        raise ValueError(f"eta={eta} is for the solver ddim and {solver!r} was asked for")
-    steps = len(at.t) - 1
-    if noises is not None and noises.shape != (steps, *start.shape):
-        raise ValueError(
-            f"noises of shape {noises.shape} were given; {(steps, *start.shape)} is needed"
-        )
+    inputs.check_noises(solver, eta, noises, (len(at.t) - 1, *start.shape))
     run = sampling.sampler(
         pipe.model,
         tuple(net.module for net in pipe.controlnets),

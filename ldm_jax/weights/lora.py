@@ -5,7 +5,13 @@
 in the axes of our kernels, so that the product has the kernel's shape whatever the number of spatial axes: of a dense
 layer, of a convolution (a wide `down` and a 1x1 `up`), or with `mid` of one whose space is in the middle (the CP form
 of LoCon). Two relatives differ by a product (Yeh et al. 2024): LoHa multiplies two such matrices element by element
-(`times`), LoKr takes the Kronecker product with a small one (`outer`).
+(`times`), LoKr takes the Kronecker product with a small one (`outer`). DoRA (Liu et al. 2024) then gives the columns of
+the sum, one for each output, the lengths that it learnt (`magnitude`):
+
+    magnitude · V / |V|,    V = W + weight · (alpha / rank) · down @ up
+
+so that the weight scales the change of the direction, as in PEFT, and the length is the learnt one at any weight. Of
+several LoRAs each starts from what the one before it gave.
 
 A LoRA is a mapping from the names of our leaves to such deltas, for one network. It is put into the parameters for good
 (`merge`), or as a part of the computation (`applied`), which needs no change in any module: (W + delta) x is the same
@@ -37,6 +43,7 @@ class Delta(NamedTuple):
     mid: Any = None  # [*space rank rank]; `down` is then [in rank]
     times: Any = None  # another (down, mid, up), multiplied element by element
     outer: Any = None  # [n m], the left factor of a Kronecker product over the axes in and out
+    magnitude: Any = None  # [out], the lengths of the changed kernel's columns
 
 
 Lora = Mapping[str, Delta]  # from names of leaves: "down_0/attn_0/block_0/self_attn/q/kernel"
@@ -45,8 +52,8 @@ _product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def change(delta: Delta) -> Float[Array, "*space i o"]:
-    """What is added to the kernel at a weight of one, in float32."""
-    down, up, alpha, mid, times, outer = jax.tree.map(
+    """What is added to the kernel at a weight of one, before it gets its `magnitude`, in float32."""
+    down, up, alpha, mid, times, outer, _ = jax.tree.map(
         lambda x: jnp.asarray(x).astype(jnp.float32), delta
     )
 
@@ -66,6 +73,9 @@ def _changed(leaf: Array, deltas: Sequence[Delta], weights: Sequence[Any]) -> Ar
     total = leaf.astype(jnp.float32)
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * change(delta)
+        if delta.magnitude is not None:
+            square = jnp.sum(total**2, axis=range(total.ndim - 1))
+            total = total * (delta.magnitude.astype(jnp.float32) / jnp.sqrt(square))
     return total.astype(leaf.dtype)
 
 
@@ -92,7 +102,7 @@ def applied(params: Params, loras: Sequence[Lora], weights: Sequence[Any] | Arra
 def merge(params: Params, loras: Sequence[Lora], weights: Sequence[float]) -> Params:
     """The parameters with every LoRA added at its weight, leaf by leaf; types and shardings stay.
 
-    A weight of the other sign takes a LoRA out again, up to rounding.
+    A weight of the other sign takes a LoRA out again, up to rounding; but no DoRA.
 
     Raises:
       ValueError: as `applied` does, before the first leaf is computed.
@@ -171,9 +181,9 @@ def export(lora: Lora, component: str, rows: table.Table) -> dict[str, np.ndarra
             raise ValueError(
                 f"the table has no tensor of its own for our leaf {name!r}; give the table of diffusers' names"
             )
-        if delta.times is not None or delta.outer is not None:
+        if any(x is not None for x in (delta.times, delta.outer, delta.magnitude)):
             raise ValueError(
-                f"the change of {name!r} is a LoHa or LoKr and no product of two matrices; merge it instead"
+                f"the change of {name!r} is a LoHa, LoKr or DoRA and no product of two matrices; merge it instead"
             )
         down, up = np.asarray(delta.down), np.asarray(delta.up)
         if delta.mid is not None:

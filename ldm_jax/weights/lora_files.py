@@ -57,12 +57,12 @@ PARTS = re.compile(
     r"(?P<module>.+?)(?:"
     r"(?:\.lora|_lora|\.lora_linear_layer)\.(?P<old>down|up)\.weight"
     r"|\.lora_(?P<new>A|B|down|up|mid)(?:\.\w+)?\.weight"
+    r"|\.(?P<dora>dora_scale|lora_magnitude_vector)(?:\.\w+)*"
     r"|\.(?P<lycoris>hada_[wt]\w+|lokr_[wt]\w+)"
     # diffusers' conversion of kohya's files names some alphas after the half before them.
     r"|(?:[._]lora(?:_linear_layer)?\.(?:down|up)\.weight)?\.(?P<alpha>alpha))"
 )
 UNSUPPORTED = {
-    r"\.(dora_scale|lora_magnitude_vector\b.*)": "DoRA (directions and magnitudes)",
     r"\.(diff|diff_b|w_norm|b_norm)": "whole differences of weights, biases or norms",
     r"\.lora_B(\.\w+)?\.bias": "a LoRA with biases",
     r"\.lora_embedding_[AB]\b.*": "a LoRA of embeddings",
@@ -155,7 +155,9 @@ def read(
             continue
         match = PARTS.fullmatch(name)
         if match and match["module"] in names:
-            part = match["old"] or match["new"] or match["lycoris"] or match["alpha"]
+            part = (
+                match["old"] or match["new"] or match["lycoris"] or match["alpha"] or match["dora"]
+            )
             part = {"A": "down", "B": "up"}.get(part, part)
             if part in modules[match["module"]]:
                 found["tensors are there twice"].append(repr(name))

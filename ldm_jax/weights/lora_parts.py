@@ -1,4 +1,4 @@
-"""The tensors of one module in a file of LoRAs, put together: LoRA, LoCon with a `mid`, LoHa, LoKr (LyCORIS).
+"""The tensors of one module in a file of LoRAs, put together: LoRA, DoRA, LoCon with a `mid`, LoHa, LoKr (LyCORIS).
 
 All are chains  up [out, p] · mid [p, q, *space] · down [q, in, *space]  in the axes of torch, where `mid` may be absent
 and either of the last two has the space.
@@ -21,6 +21,8 @@ class Unfit(ValueError):
 
 
 Parts = Mapping[str, np.ndarray]
+PEFT = "lora_magnitude_vector"
+MAGNITUDES = (PEFT, "dora_scale")  # of DoRA
 
 
 def assemble(parts: Parts, whole: tuple[int, ...]) -> Delta:
@@ -31,6 +33,8 @@ def assemble(parts: Parts, whole: tuple[int, ...]) -> Delta:
     Raises:
       Unfit: a part without the others, ranks that differ, or a change of another shape.
     """
+    parts = dict(parts)
+    lengths = {name: parts.pop(name) for name in MAGNITUDES if name in parts}
     alpha = parts.get("alpha", np.ones(()))
     flat = [name for name, x in parts.items() if name != "alpha" and (x.ndim < 2 or not x.size)]
     if flat or alpha.size != 1:
@@ -38,15 +42,29 @@ def assemble(parts: Parts, whole: tuple[int, ...]) -> Delta:
         raise Unfit("modules have parts that are no matrices or numbers", f"{shapes}")
     parts = {name: x.reshape(()) if name == "alpha" else x for name, x in parts.items()}
     kinds = {name.split("_")[0] for name in parts} - {"alpha"}
+    if lengths and kinds & {"hada", "lokr"}:
+        raise Unfit("modules are LoHa or LoKr with magnitudes, which we lack", "")
     if kinds == {"hada"}:
         return _loha(parts, whole)
     if kinds == {"lokr"}:
         return _lokr(parts, whole)
-    if not kinds <= {"down", "up", "mid"}:
+    if not kinds <= {"down", "up", "mid"} or len(lengths) > 1:
         raise Unfit("modules are of two kinds at once", f"({', '.join(sorted(parts))})")
     _need(parts, "down", "up")
     down, mid, up = _chain(parts["up"], parts.get("mid"), parts["down"], whole)
-    return Delta(down, up, parts.get("alpha"), mid)
+    magnitude = next((_lengths(*named, whole[0]) for named in lengths.items()), None)
+    return Delta(down, up, parts.get("alpha"), mid, magnitude=magnitude)
+
+
+def _lengths(name: str, x: np.ndarray, out: int) -> np.ndarray:
+    """A magnitude of DoRA for each output; PEFT's of convolutions are [1, out, 1, 1], kohya's [out, 1 ...].
+
+    LyCORIS also has magnitudes for each input, [1, in ...]: another formula.
+    """
+    axis = 1 if name == PEFT and x.ndim > 2 else 0
+    if x.ndim == 0 or x.size != out or x.shape[axis] != out:
+        raise Unfit("modules have magnitudes that are not one an output", f"{x.shape} for {out}")
+    return x.reshape(out)
 
 
 def _loha(parts: Parts, whole: tuple[int, ...]) -> Delta:
@@ -137,4 +155,5 @@ def in_our_axes(delta: Delta, layout: table.Layout) -> Delta:
     down, mid, up = turned(delta.down, delta.mid, delta.up)
     times = None if delta.times is None else turned(*delta.times)
     outer = None if delta.outer is None else delta.outer.T
-    return Delta(down, up, delta.alpha, mid, times, outer)
+    magnitude = None if delta.magnitude is None else table.to_ours("", delta.magnitude, layout)
+    return Delta(down, up, delta.alpha, mid, times, outer, magnitude)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.models import clip as our_clip
+from ldm_jax.models import controlnet as our_controlnet
 from ldm_jax.models import text
 from ldm_jax.models import unet as our_unet
 from ldm_jax.weights import blocks
@@ -30,6 +31,7 @@ from ldm_jax.weights.table import Layout, Mismatch, Row, Table, export, under
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model."
+CONTROL = "control_model."
 # What such files have beside the weights of the components: averages and buffers of training, logits that nothing
 # reads, and a depth estimator that is a component of no diffusion model.
 BESIDE = (
@@ -59,6 +61,24 @@ VAE_ATTENTION = (
     Row("norm", "norm"),
     Row("attn/out", "proj_out", AS_CONV),
     Row("attn/{qkv}", "{qkv}", AS_CONV),
+)
+
+KEPT = Layout(keep=True)  # a matrix in our order
+OPEN_CLIP_LAYERS = under(
+    "layer_{i}",
+    "transformer.resblocks.{i}",
+    (
+        Row("norm_attn", "ln_1"),
+        *(
+            Row(f"attn/{x}/{leaf}", f"attn.in_proj_{theirs}", Layout(part=i, of=3))
+            for i, x in enumerate("qkv")
+            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
+        ),
+        Row("attn/out", "attn.out_proj"),
+        Row("norm_ff", "ln_2"),
+        Row("ff_in", "mlp.c_fc"),
+        Row("ff_out", "mlp.c_proj"),
+    ),
 )
 
 
@@ -120,6 +140,19 @@ def unet(network: our_unet.UNet, prefix: str = UNET) -> Table:
     return _prefixed(prefix, rows)
 
 
+def controlnet(network: our_controlnet.ControlNet, prefix: str = CONTROL) -> Table:
+    """`ControlNet` of lllyasviel: a U-Net's way down, and the convolutions of its own."""
+    hint = 2 * (len(network.hint) - 1)  # of the hint's convolutions, between the first and the last
+    rows = [
+        Row("hint/conv_in", "input_hint_block.0"),
+        *(Row(f"hint/conv_{i}", f"input_hint_block.{2 * i + 2}") for i in range(hint)),
+        Row("hint/conv_out", f"input_hint_block.{2 * hint + 2}"),
+        Row("zero_mid", "middle_block_out.0"),
+        Row("zero_{i}", "zero_convs.{i}.0"),
+    ]
+    return (*_prefixed(prefix, rows), *unet(network.unet, prefix))
+
+
 def autoencoder(model: Any, prefix: str = VAE) -> Table:
     """`AutoencoderKL` and `VQModel`; all that is read of `model` is `mults`. The prefix of a file of its own is ""."""
     levels = len(model.mults)
@@ -176,24 +209,12 @@ def clip(prefix: str = TEXT + "transformer.") -> Table:
 
 def open_clip(prefix: str = TEXT + "model.") -> Table:
     """`FrozenOpenCLIPEmbedder`: the text tower of open_clip, which keeps q, k and v in one tensor."""
-    layer = (
-        Row("norm_attn", "ln_1"),
-        *(
-            Row(f"attn/{x}/{leaf}", f"attn.in_proj_{theirs}", Layout(part=i, of=3))
-            for i, x in enumerate("qkv")
-            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
-        ),
-        Row("attn/out", "attn.out_proj"),
-        Row("norm_ff", "ln_2"),
-        Row("ff_in", "mlp.c_fc"),
-        Row("ff_out", "mlp.c_proj"),
-    )
     rows = (
         Row("token", "token_embedding"),
         Row("position", "positional_embedding"),
-        *under("layer_{i}", "transformer.resblocks.{i}", layer),
+        *OPEN_CLIP_LAYERS,
         Row("norm", "ln_final"),
-        Row("projection/kernel", "text_projection", Layout(keep=True)),
+        Row("projection/kernel", "text_projection", KEPT),
     )
     return _prefixed(prefix, rows)
 

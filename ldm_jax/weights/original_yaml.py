@@ -19,11 +19,21 @@ OPEN_CLIP = {
     "ViT-bigG-14": dict(width=1280, layers=32, projection=1280),
 }
 
+# Of what has a table of noise of its own.
+SECOND = {"low_scale_config": "low_res_scheduler", "noise_aug_config": "image_noising_scheduler"}
+SCHEDULES = {  # as their code names them; by "linear" it means linear in the root
+    "linear": "scaled_linear",
+    "sqrt_linear": "linear",
+    "cosine": "squaredcos_cap_v2",
+    "squaredcos_cap_v2": "squaredcos_cap_v2",
+}
+
 
 def from_yaml(path: str | Path) -> dict[str, dict[str, Any]]:
     """The configs of the components that a YAML file of CompVis' or Stability's repositories describes.
 
-    Keys: unet, vae, scheduler, text_encoder, text_encoder_2; as many as there are.
+    Keys: unet, vae, scheduler, text_encoder, text_encoder_2, low_res_scheduler, image_noising_scheduler; as many as
+    there are.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -40,6 +50,11 @@ def from_yaml(path: str | Path) -> dict[str, dict[str, Any]]:
             "unet": _unet_of(network, sizes=bool(conditioner)),
             "vae": _autoencoder_of(first, params),
             "scheduler": _scheduler_of(params),
+        }
+        found |= {
+            name: _second_noise(params[key].get("params", {}))
+            for key, name in SECOND.items()
+            if key in params
         }
         texts = [text for condition in conditions if (text := _text_of(condition))]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -164,6 +179,19 @@ def _scheduler_of(params: Mapping[str, Any]) -> dict[str, Any]:
         kinds[params.get("parameterization", "eps")],
         params.get("timesteps", 1000),
     )
+
+
+def _second_noise(params: Mapping[str, Any]) -> dict[str, Any]:
+    given = params.get("noise_schedule_config") or {}
+    schedule = given.get("beta_schedule", "linear")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"the schedule {schedule!r} is unknown; we have {sorted(SCHEDULES)}")
+    return {
+        "beta_schedule": SCHEDULES[schedule],
+        "beta_start": given.get("linear_start", 1e-4),
+        "beta_end": given.get("linear_end", 2e-2),
+        "num_train_timesteps": given.get("timesteps", 1000),
+    }
 
 
 def _text_of(condition: Any) -> dict[str, Any] | None:

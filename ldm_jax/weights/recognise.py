@@ -56,7 +56,7 @@ class Recognised(NamedTuple):
     prefixes: dict[str, str]
 
 
-class _Part:
+class Part:
     """The shapes of a component, and what its blocks are numbered to."""
 
     def __init__(self, tensors: Mapping[str, Any], prefix: str):
@@ -121,16 +121,16 @@ def recognise(
     found = {name: text for name, (_, text) in texts.items()}
     family, scale = VAE_ONLY, None
     if "unet" in prefixes:
-        known, settings = _unet(_Part(tensors, prefixes["unet"]), tensors)
+        known, settings = unet(Part(tensors, prefixes["unet"]), tensors)
         family, scale = known.name, None if known.name == OTHER else known.scale
-        found["unet"] = _with_heads(settings, known, config.get("unet", {}))
+        found["unet"] = with_heads(settings, known, config.get("unet", {}))
         found["scheduler"] = original_configs.scheduler(
             *known.noise,
             V if "v_pred" in tensors else known.prediction,
             zero_snr="ztsnr" in tensors,
         )
     if "vae" in prefixes:
-        found["vae"] = _autoencoder(_Part(tensors, prefixes["vae"]), scale)
+        found["vae"] = _autoencoder(Part(tensors, prefixes["vae"]), scale)
         if family.startswith("stable-diffusion-xl"):
             found["vae"]["force_upcast"] = True
     asked = {name: config[name] for name in found.keys() & config.keys()}
@@ -160,7 +160,10 @@ def _check_other(found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         )
 
 
-def _with_heads(settings, known: Family, asked: Mapping[str, Any]) -> dict[str, Any]:
+def with_heads(
+    settings: Mapping[str, Any], known: Family, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config of a U-Net of this family; what is asked for goes before what is known of heads."""
     heads, head_dim = known.heads, known.head_dim
     if heads is None and head_dim is None and (given := asked.get("attention_head_dim")):
         plain = settings["context"] is None
@@ -168,8 +171,10 @@ def _with_heads(settings, known: Family, asked: Mapping[str, Any]) -> dict[str, 
     return original_configs.unet(**settings, heads=heads, head_dim=head_dim)
 
 
-def _unet(part: _Part, tensors: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family, and all settings of the U-Net's config but the heads."""
+def unet(
+    part: Part, tensors: Mapping[str, Any], whole: bool = True
+) -> tuple[Family, dict[str, Any]]:
+    """The family, and all settings of the U-Net's config but the heads; not `whole`: it has a way down only."""
     width, reads = part["input_blocks.0.0.weight"][:2]
     levels: list[list[str]] = [[]]  # of each the numbers of its blocks
     for n in range(1, part.count("input_blocks")):
@@ -210,7 +215,7 @@ def _unet(part: _Part, tensors: Mapping[str, Any]) -> tuple[Family, dict[str, An
     emb = f"{firsts[0]}.0.emb_layers.1.weight"
     label = "label_emb.0.0.weight"
     settings = dict(
-        channels=(reads, part["out.2.weight"][0]),
+        channels=(reads, part["out.2.weight"][0] if whole else reads),
         widths=widths,
         blocks=blocks.pop(),
         depths=[depth(first) for first in firsts],
@@ -233,7 +238,7 @@ def _unet(part: _Part, tensors: Mapping[str, Any]) -> tuple[Family, dict[str, An
     return known, settings
 
 
-def _autoencoder(part: _Part, scale: float | None) -> dict[str, Any]:
+def _autoencoder(part: Part, scale: float | None) -> dict[str, Any]:
     levels = range(part.count("encoder.down"))
     blocks = {part.count(f"encoder.down.{i}.block") for i in levels}
     if len(blocks) != 1:
@@ -258,18 +263,18 @@ def _texts(tensors: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
         xl = prefix != original.TEXT
         if f"{prefix}transformer.text_model.embeddings.position_embedding.weight" in tensors:
             at = f"{prefix}transformer."
-            found["text_encoder"] = at, _clip(_Part(tensors, f"{at}text_model."))
+            found["text_encoder"] = at, _clip(Part(tensors, f"{at}text_model."))
         elif f"{prefix}model.positional_embedding" in tensors:
             at = f"{prefix}model."
-            config = _open_clip(_Part(tensors, at), projects=xl)
+            config = _open_clip(Part(tensors, at), projects=xl)
             found["text_encoder_2" if xl else "text_encoder"] = at, config
         elif f"{prefix}transformer.token_emb.weight" in tensors:
             at = f"{prefix}transformer."
-            found["text_encoder"] = at, _bert(_Part(tensors, at))
+            found["text_encoder"] = at, _bert(Part(tensors, at))
     return found
 
 
-def _clip(part: _Part) -> dict[str, Any]:
+def _clip(part: Part) -> dict[str, Any]:
     length, width = part["embeddings.position_embedding.weight"]
     return original_configs.clip_text(
         width=width,
@@ -282,7 +287,7 @@ def _clip(part: _Part) -> dict[str, Any]:
     )
 
 
-def _open_clip(part: _Part, projects: bool) -> dict[str, Any]:
+def _open_clip(part: Part, projects: bool) -> dict[str, Any]:
     """Stable Diffusion 2 reads what enters the last layer, XL what the last layer and the projection give.
 
     Files that were written from diffusers' folders lack the last layer, and then the projection too.
@@ -300,7 +305,7 @@ def _open_clip(part: _Part, projects: bool) -> dict[str, Any]:
     )
 
 
-def _bert(part: _Part) -> dict[str, Any]:
+def _bert(part: Part) -> dict[str, Any]:
     vocab, width = part["token_emb.weight"]
     return original_configs.bert_text(
         width=width,

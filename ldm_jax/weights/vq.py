@@ -1,7 +1,8 @@
 """The VQ autoencoders of the paper under diffusers' names: `VQModel`. Their halves are those of `autoencoder`.
 
-The paper does not scale the latents of these. Neither do the first configs in diffusers' format, which have no
-`scaling_factor`; diffusers itself assumes that of Stable Diffusion where there is none.
+The paper does not scale the latents of these, and neither do the first configs in diffusers' format, which have no
+`scaling_factor`. Where there is none diffusers assumes Stable Diffusion's 0.18215, by which its `LDMPipeline` divides
+since pull request 5213; with CompVis/ldm-celebahq-256 that spoils the images (its issue 6725), so here it is 1.
 """
 
 from collections.abc import Mapping

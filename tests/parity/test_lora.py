@@ -108,8 +108,12 @@ def add_adapter(model, name, config, seed=0):
     with torch.no_grad():
         for path, p in model.named_parameters():
             if name in path.split("."):
+                noise = torch.randn(p.shape, generator=generator)
+                if "magnitude" in path:  # of DoRA: near the lengths that they have
+                    p.mul_(1 + 0.2 * noise)
+                    continue
                 fan_in = p.shape[0] if "_t" in path else p[0].numel()
-                p.copy_(0.5 * torch.randn(p.shape, generator=generator) / fan_in**0.5)
+                p.copy_(0.5 * noise / fan_in**0.5)
 
 
 def state(model, name):
@@ -145,6 +149,38 @@ def test_file_of_diffusers_with_ranks_alphas_and_weights_of_several(linear, tmp_
     for at in ([1.0, 0.0], [0.7, -0.4]):
         both.theirs.set_adapters(["a", "b"], at)
         both.assert_same(loras, at)
+
+
+def test_dora(tmp_path):
+    """Of dense layers and convolutions, in PEFT's names and in kohya's; one at a time, at any weight."""
+    both = Both(False)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=EVERYTHING, use_dora=True)
+    add_adapter(both.theirs, "a", config)
+    diffusers.StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=state(both.theirs, "a"),
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    found = lora_files.load(path, both.names)["unet"]
+    assert all(delta.magnitude is not None for delta in found.values())
+    both.theirs._hf_peft_config_loaded = True
+    both.theirs.peft_config = {"a": config}
+    for at in (1.0, 0.6):
+        both.theirs.set_adapters(["a"], [at])
+        both.assert_same([found], [at])
+    tensors = {name: np.asarray(tensor) for name, tensor in files.read(path).items()}
+    scales = {
+        name.replace("lora_magnitude_vector", "dora_scale"): x.reshape(
+            -1, *(1,) * max(x.ndim - 1, 1)
+        )
+        for name, x in tensors.items()
+        if name.endswith("lora_magnitude_vector")
+    }
+    assert len(scales) == len(found)
+    rest = {name: x for name, x in tensors.items() if not name.endswith("lora_magnitude_vector")}
+    again = lora_files.read(rest | scales, both.names, files.metadata(path))["unet"]
+    jax.tree.map(np.testing.assert_array_equal, again, found)
 
 
 FORMS = {

@@ -13,10 +13,19 @@ import yaml
 
 from ldm_jax.models import autoencoder, clip, text, unet
 from ldm_jax.nn import attention
+from ldm_jax.pretrained import components, controlnets
 from ldm_jax.types import Cond
 from ldm_jax.weights import autoencoder as their_autoencoder
 from ldm_jax.weights import clip as their_clip
-from ldm_jax.weights import files, original, original_configs, original_yaml, pickles, table
+from ldm_jax.weights import (
+    files,
+    original,
+    original_configs,
+    original_unclip,
+    original_yaml,
+    pickles,
+    table,
+)
 from ldm_jax.weights import unet as their_unet
 from ldm_jax.weights.recognise import recognise
 from tests import test_original, test_original_yaml
@@ -115,6 +124,42 @@ def test_unet(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
+def test_controlnet(tmp_path):
+    """What we write is theirs through diffusers' converter, and recognised; so are diffusers' names."""
+    config = dict(
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        cross_attention_dim=10,
+        attention_head_dim=(1, 2, 2),
+        use_linear_projection=True,
+        norm_num_groups=4,
+        conditioning_embedding_out_channels=(4, 6, 8, 12),  # their converter takes four for granted
+    )
+    theirs = weights.randomised(diffusers.ControlNetModel(**config))
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    asked = {key: config[key] for key in ("attention_head_dim", "norm_num_groups")}
+
+    def loaded(tensors):
+        stored = controlnets.of_tensors(tensors, asked)
+        made = components.make("ControlNetModel", stored.config, jnp.float32)
+        given = stored.tensors(made)
+        made.check(given)
+        return made.module, table.load(given.rows, made.shapes, given.tensors, given.ignore)
+
+    module, params = loaded(state)
+    written = original.to_original([(original.controlnet(module), params)])
+    assert_same(
+        single_file.convert_controlnet_checkpoint(as_torch(written), theirs.config),
+        theirs.state_dict(),
+    )
+    bare = {name.removeprefix("control_model."): tensor for name, tensor in written.items()}
+    for tensors in (written, bare):
+        again, found = loaded(tensors)
+        assert again == module
+        jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
 def test_autoencoder(tmp_path):
     theirs = weights.randomised(
         diffusers.AutoencoderKL(
@@ -165,6 +210,56 @@ def texts(**more):
     state = {name: t for name, t in state.items() if "position_ids" not in name}
     arrays = {name: t.numpy() for name, t in state.items()}
     return model, state, table.load(their_clip.text_table(), shapes, arrays)
+
+
+class Tower(torch.nn.Module):
+    """The image tower of open_clip and of OpenAI's code, by hand, with torch's own attention."""
+
+    def __init__(self, width=32, heads=16, inner=48, patch=4, size=12, out=10):
+        super().__init__()
+        n = (size // patch) ** 2
+        self.conv1 = torch.nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = torch.nn.Parameter(torch.zeros(width))
+        self.positional_embedding = torch.nn.Parameter(torch.zeros(n + 1, width))
+        self.ln_pre, self.ln_post = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.proj = torch.nn.Parameter(torch.zeros(width, out))
+        self.transformer = torch.nn.ModuleDict(
+            dict(resblocks=torch.nn.ModuleList([self.block(width, heads, inner) for _ in "12"]))
+        )
+
+    def block(self, width, heads, inner):
+        mlp = dict(c_fc=torch.nn.Linear(width, inner), c_proj=torch.nn.Linear(inner, width))
+        parts = dict(
+            ln_1=torch.nn.LayerNorm(width),
+            ln_2=torch.nn.LayerNorm(width),
+            attn=torch.nn.MultiheadAttention(width, heads, batch_first=True),
+            mlp=torch.nn.ModuleDict(mlp),
+        )
+        return torch.nn.ModuleDict(parts)
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+        x = self.ln_pre(x + self.positional_embedding)
+        for of in self.transformer["resblocks"]:
+            y = of["ln_1"](x)
+            x = x + of["attn"](y, y, y, need_weights=False)[0]
+            y = torch.nn.functional.gelu(of["mlp"]["c_fc"](of["ln_2"](x)))
+            x = x + of["mlp"]["c_proj"](y)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+def test_image_tower():
+    theirs = weights.randomised(Tower())
+    tensors = {f"embedder.model.visual.{k}": v.numpy() for k, v in theirs.state_dict().items()}
+    config = original_unclip.recognise(tensors).configs["image_encoder"]
+    made = components.make("CLIPVisionModelWithProjection", config, jnp.float32)
+    params = table.load(original_unclip.vision(), made.shapes, tensors)
+    x = np.random.default_rng(0).standard_normal((2, 12, 12, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2))
+    found = made.module.apply({"params": params}, jnp.asarray(x)).pooled
+    assert weights.relative_error(np.asarray(found), expected) < 1e-5
 
 
 def test_open_clip():

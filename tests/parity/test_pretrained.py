@@ -182,6 +182,28 @@ def shown(x):
     return first(x)
 
 
+def test_image_to_image(tmp_path):
+    theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionImg2ImgPipeline)
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    x = np.clip(random(2, 16, 16, 3), -1, 1)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    z = noise.permute(0, 2, 3, 1).numpy()
+    for strength, negative in ((0.5, None), (0.85, "a dog"), (1.0, None)):
+        # Latents in place of images: of those theirs would draw from the posterior, and we take the mean.
+        expected = theirs(
+            PROMPTS,
+            image=first(pipe.encode(x)),
+            negative_prompt=negative and [negative] * 2,
+            strength=strength,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(5),
+            output_type="np",
+        ).images
+        images = pipe.image_to_image(PROMPTS, x, negative, steps=10, strength=strength, latents=z)
+        print("largest difference", np.abs(np.clip(images / 2 + 0.5, 0, 1) - expected).max())
+        close(images, expected)
+
+
 def test_inpaint(tmp_path):
     theirs = stable_diffusion(tmp_path, diffusers.StableDiffusionInpaintPipeline, 9)
     pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
@@ -282,6 +304,12 @@ def test_upscale(tmp_path):
     close(images, expected)
 
 
+def same_state(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def test_controlnets(tmp_path):
     given = parts(tmp_path)
     nets = [
@@ -302,6 +330,7 @@ def test_controlnets(tmp_path):
     theirs = diffusers.StableDiffusionControlNetPipeline(**given, controlnet=nets, **CHECKER)
     theirs.set_progress_bar_config(disable=True)
     diffusers.StableDiffusionPipeline(**given, **CHECKER).save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "steered")
     folders = [tmp_path / "first", tmp_path / "second"]
     for net, folder in zip(nets, folders, strict=True):
         net.save_pretrained(folder)
@@ -323,6 +352,17 @@ def test_controlnets(tmp_path):
         output_type="np",
     ).images
     close(pipe.text_to_image(PROMPTS, steps=10, latents=z, hints=hints), expected)
+    # Both write a folder with its ControlNets, and both read it.
+    own = ldm_jax.from_pretrained(tmp_path / "steered")
+    jax.tree.map(np.testing.assert_array_equal, own.params, pipe.params)
+    pipe.save_pretrained(tmp_path / "ours")
+    again = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "ours")
+    for ours, net in zip(again.controlnet.nets, nets, strict=True):
+        same_state(ours, net)
+    one = ldm_jax.from_pretrained(tmp_path / "theirs", controlnets=folders[:1])
+    one.save_pretrained(tmp_path / "one")
+    again = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "one")
+    same_state(again.controlnet, nets[0])
     with pytest.raises(ValueError, match="0 hints for 2 ControlNets"):
         pipe.text_to_image(PROMPTS, steps=10, latents=z)
 

@@ -1,0 +1,54 @@
+"""Several conditioners as one."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from ldm_jax.conditioners.drops import Drop
+from ldm_jax.types import Batch, Cond
+
+
+class Combine(nn.Module):
+    """Several conditioners as one.
+
+    Vectors and spatial maps are joined along their channels, tokens one after the other. Parameters
+    lie under parts_0, parts_1 ... in the order given.
+    """
+
+    parts: Sequence[nn.Module]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(field for part in self.parts for field in part.fields))
+
+    @nn.compact
+    def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
+        conds = [part(batch, drop) for part in self.parts]
+
+        def join(name: str, axis: int) -> Array | None:
+            arrays = [getattr(cond, name) for cond in conds if getattr(cond, name) is not None]
+            shapes = [a.shape for a in arrays]
+            others = {(*shape[:axis], *shape[len(shape) + axis + 1 :]) for shape in shapes}
+            if len(others) > 1:
+                raise ValueError(
+                    f"the conditioners' {name} of shapes {shapes} cannot be joined along "
+                    f"axis {axis}; make their other axes equal"
+                )
+            return jnp.concatenate(arrays, axis) if arrays else None
+
+        # A part without a mask wants all its tokens to be read, as soon as another part masks some.
+        if any(cond.mask is not None for cond in conds):
+            conds = [
+                cond.replace(mask=jnp.ones(cond.tokens.shape[:2], bool))
+                if cond.tokens is not None and cond.mask is None
+                else cond
+                for cond in conds
+            ]
+        return Cond(
+            vector=join("vector", -1),
+            tokens=join("tokens", -2),
+            mask=join("mask", -1),
+            spatial=join("spatial", -1),
+        )
