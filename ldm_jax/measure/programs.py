@@ -23,15 +23,18 @@ def grid(subject: Subject, steps: int) -> process.Point:
     return samplers.grid(subject.model.path, steps, read.spacing, to_zero, offset=offset)
 
 
+def check(subject: Subject, solver: str, steps: int) -> None:
+    """Raises: ValueError: no such solver, or steps that the grid lacks."""
+    solvers.make(solver, subject.model.path)
+    jax.eval_shape(lambda: grid(subject, steps))
+
+
 def programs(
     subject: Subject, solver: str, steps: int, scale: float, batch: int, side: int
 ) -> dict[str, Program]:
     """{"text": ..., "loop": ..., "decode": ..., "together": ...}; without guidance at scale 1.
 
-    "text" gives the condition and the null condition, "loop" latents, "decode" images of them.
-
-    Raises:
-      ValueError: no such solver, or steps that the grid lacks.
+    "text" gives the condition and the null condition, "loop" latents, "decode" images of them. Raises as `check`.
     """
     model, points = subject.model, grid(subject, steps)
     step = solvers.make(solver, model.path)

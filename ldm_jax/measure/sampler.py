@@ -5,9 +5,10 @@
 
 Models: "sd15", "sdxl" and "ldm4" (the latent diffusion model of ImageNet's classes) at their published sizes; "tiny"
 and "small", reduced Stable Diffusion 1.5 (16x16 latents, widths 64/128/256; 32x32, 128/256/512/512); or the folder of
-a model. Weights are random where none are given: time does not depend on them. Every program is compiled ahead, runs once
-to warm up, and is waited for; inputs are on the device. Rates are by our own count of operations (`measure.flops`), and
-a share is that of the rate of a large matrix product, measured on the same device in the same type.
+a model. Weights are random where none are given: time does not depend on them. Every program is compiled ahead, runs
+once to warm up, and is waited for; inputs are on the device. Rates are by our own count of operations
+(`measure.flops`), and a share is that of the rate of a large matrix product, measured on the same device in the same
+type.
 
 With --against diffusers the same networks, weights and steps run in torch, in turn with ours, after their results have
 been compared; ratios are medians over pairs (above 1: ours is faster). On a GPU that is torch as it is and with
@@ -92,8 +93,9 @@ def _clock() -> str:
 
 
 def run(batches: list[int]) -> dict[str, Any]:
-    """Everything that the flags ask for; raises as `models.subject`, `programs.programs` and `rival.check`."""
+    """Everything that the flags ask for; raises as `models.subject`, `programs.check` and `rival.check`."""
     subject = models.subject(MODEL.value, DTYPE.value)
+    programs.check(subject, SOLVER.value, STEPS.value)
     if AGAINST.value:
         rival.check(subject, SOLVER.value)
     rate = timing.matmul_rate(DTYPE.value)
