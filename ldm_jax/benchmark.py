@@ -161,7 +161,13 @@ def latent_vs_pixel() -> None:
         Path(OUT.value).write_text(json.dumps(rows, indent=2) + "\n")
 
 
-BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel, "sampler": sampler.main}
+def of_samplers() -> None:
+    with cli.plain_errors():
+        asked = sampler.prepare()
+    sampler.main(asked)
+
+
+BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel, "sampler": of_samplers}
 
 
 def main(argv: list[str]) -> None:
@@ -170,7 +176,7 @@ def main(argv: list[str]) -> None:
         cli.fail(f"name a benchmark: {sorted(BENCHMARKS)}")
     with cli.plain_errors():
         cli.nothing_more(argv[1:], "--help shows all flags")
-        BENCHMARKS[argv[1]]()
+    BENCHMARKS[argv[1]]()
 
 
 if __name__ == "__main__":

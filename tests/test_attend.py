@@ -52,7 +52,7 @@ MASK = jnp.arange(77)[None] < jnp.array([[77], [50], [0]])  # the last sample ha
     ],
 )
 def test_blocks_are_the_whole(mask, causal, dtype, atol):
-    # 100 rows in blocks of 42: the last one is filled up.
+    # 100 rows in blocks of 64: the last one is filled up.
     arrays = drawn(3, 100, 77, 2, 8, dtype)
     got, expected = both(attend.blocked, attend.plain, arrays, mask=mask, causal=causal)
     for a, b in zip(got, expected, strict=True):

@@ -72,7 +72,7 @@ def flagged(monkeypatch, **given):
 def test_the_benchmark_measures_every_part(monkeypatch, tmp_path, capsys):
     out = tmp_path / "results.json"
     flagged(monkeypatch, batch="1", out=out)
-    sampler.main()
+    sampler.main(sampler.prepare())
     found = json.loads(out.read_text())
     (row,) = found["rows"]
     assert found["model"] == "smallest"
@@ -141,7 +141,7 @@ def test_a_bar_is_as_long_as_its_number(tmp_path):
 def test_what_is_not_there_is_told_before_any_compile(monkeypatch, given, message):
     flagged(monkeypatch, **given)
     with pytest.raises(ValueError, match=message):
-        sampler.main()
+        sampler.prepare()
 
 
 def test_a_comparison_needs_what_it_compares_with(monkeypatch):
@@ -151,14 +151,22 @@ def test_a_comparison_needs_what_it_compares_with(monkeypatch):
     flagged(monkeypatch, against="diffusers")
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match="--against diffusers needs the parity extra"):
-        sampler.main()
+        sampler.prepare()
     subject = models.random("smallest", *SMALLEST, "float32")
     with pytest.raises(ValueError, match="written here for ddim, and not for 'heun'"):
         rival.check(subject, "heun")
 
 
-def test_benchmarks_by_name(capsys):
-    assert benchmark.BENCHMARKS["sampler"] is sampler.main
+def test_benchmarks_by_name(monkeypatch, capsys):
+    for argv, message in (
+        (["samplers"], "name a benchmark: ['latent-vs-pixel', 'sampler']"),
+        (["sampler", "--stepps=3"], "unknown arguments ['--stepps=3']"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            benchmark.main(["benchmark", *argv])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    flagged(monkeypatch, model="sd51")
     with pytest.raises(SystemExit):
-        benchmark.main(["benchmark", "samplers"])
-    assert "name a benchmark" in capsys.readouterr().err
+        benchmark.main(["benchmark", "sampler"])
+    assert "error: there is no model 'sd51'" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -56,17 +56,37 @@ PARTS = ("text", "loop", "decode", "together")
 AGREE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # relative, of latents and of images
 
 
-def main() -> None:
-    """Raises: ValueError: what was asked for is not there; before anything is compiled."""
-    batches = _batches()
-    pinned = False
+class Asked(NamedTuple):
+    """What the flags ask for, checked."""
+
+    subject: models.Subject
+    batches: list[int]
+    pinned: bool  # to one core
+
+
+def prepare() -> Asked:
+    """The model and the batches; on a machine without an accelerator a comparison is pinned to one thread.
+
+    Raises:
+      ValueError: what was asked for is not there (also as `models.subject`, `programs.check`, `rival.check`); nothing
+        was compiled.
+    """
+    batches, pinned = _batches(), False
     if AGAINST.value:
-        rival.libraries()
+        torch = rival.libraries()[0]
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some too
         if pinned := timing.pin_without_accelerator():
-            rival.libraries()[0].set_num_threads(1)
-    result = run(batches)
-    result["one_pinned_thread"] = pinned
+            torch.set_num_threads(1)
+    subject = models.subject(MODEL.value, DTYPE.value)
+    programs.check(subject, SOLVER.value, STEPS.value)
+    if AGAINST.value:
+        rival.check(subject, SOLVER.value)
+    return Asked(subject, batches, pinned)
+
+
+def main(asked: Asked) -> None:
+    """Measures, prints a table, and writes what --out names."""
+    result = run(asked.subject, asked.batches) | {"one_pinned_thread": asked.pinned}
     print(table(result))
     if OUT.value:
         path = Path(OUT.value)
@@ -92,12 +112,12 @@ def _clock() -> str:
     return "cpu_seconds" if jax.default_backend() == "cpu" else "seconds"
 
 
-def run(batches: list[int]) -> dict[str, Any]:
-    """Everything that the flags ask for; raises as `models.subject`, `programs.check` and `rival.check`."""
-    subject = models.subject(MODEL.value, DTYPE.value)
-    programs.check(subject, SOLVER.value, STEPS.value)
-    if AGAINST.value:
-        rival.check(subject, SOLVER.value)
+def run(subject: models.Subject, batches: list[int]) -> dict[str, Any]:
+    """Everything that is measured.
+
+    Raises:
+      ValueError: torch's results are not ours.
+    """
     rate = timing.matmul_rate(DTYPE.value)
     rows = [row for batch in batches for row in measure(subject, batch, rate)]
     return {

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 LONG = 256  # positions from which the CPU works in blocks ...
 BLOCK = 128  # ... of so many rows, all samples together ...
-FEWEST = 32  # ... and no fewer of one sample
+FEWEST = 64  # ... and no fewer of one sample
 SPLASH_FROM = 4096  # maxdiffusion's flash_min_seq_length
 LANES = 128  # of a TPU: lengths are padded to a multiple
 SPLASH_BLOCKS = {2: 1024, 4: 512}  # by bytes of the dtype; maxdiffusion's

@@ -14,7 +14,8 @@ def test_both_give_the_same_and_are_timed_in_turn(monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "smallest", lambda: SMALLEST)
     given = ["--model=smallest", "--steps=2", "--repeats=3", "--against=diffusers"]
     sampler.FLAGS(["benchmark", *given])
-    result = sampler.run([2])
+    subject = models.subject("smallest", "float32")
+    result = sampler.run(subject, [2])
     ours, theirs = result["rows"]
     assert (ours["by"], theirs["by"]) == ("ldm_jax", "diffusers")
     errors = [
@@ -28,4 +29,4 @@ def test_both_give_the_same_and_are_timed_in_turn(monkeypatch, capsys):
     assert "of ours, by pairs" in sampler.table(result)
     monkeypatch.setitem(sampler.AGREE, "float32", 0.0)
     with pytest.raises(ValueError, match="gives something else than ours"):
-        sampler.run([2])
+        sampler.run(subject, [2])
