@@ -1,6 +1,7 @@
 """What latents buy: one U-Net on pixels and on latents of the same pictures, trained and sampled.
 
     python -m ldm_jax.benchmark latent-vs-pixel --size 64 --width 64 --batch 8
+    python -m ldm_jax.benchmark sampler --help           # another one: how fast models draw, and against diffusers
 
 The network is the same one, with the same number of parameters, on 3-channel pixels, f4 and f8 latents. A latent train
 step includes encoding, latent sampling includes decoding. Weights are random: time does not depend on them. FLOPs are
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from ldm_jax import cli, codec
 from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, times, weightings
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.measure import sampler
 from ldm_jax.models import autoencoder, unet
 from ldm_jax.pipeline import Sampling, make_sampler
 from ldm_jax.training import diffusion_loss, optimizer, sharding, step
@@ -159,16 +161,27 @@ def latent_vs_pixel() -> None:
         Path(OUT.value).write_text(json.dumps(rows, indent=2) + "\n")
 
 
-BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel}
+def of_samplers() -> None:
+    with cli.plain_errors():
+        asked = sampler.prepare()
+    sampler.main(asked)
+
+
+BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel, "sampler": of_samplers}
 
 
 def main(argv: list[str]) -> None:
     cli.compile_cache()
     if argv[1:2] == [] or argv[1] not in BENCHMARKS:
         cli.fail(f"name a benchmark: {sorted(BENCHMARKS)}")
+    with cli.plain_errors():
+        cli.nothing_more(argv[1:], "--help shows all flags")
     BENCHMARKS[argv[1]]()
 
 
 if __name__ == "__main__":
+    if "sampler" in sys.argv[1:2]:
+        __doc__ = sampler.__doc__
+        cli.run(main, sampler.FLAGS)
     cli.run(main, FLAGS)
     sys.exit(0)

@@ -26,6 +26,7 @@ LAYERS = {
     "pretrained": 6,
     "build": 7,
     "cli": 7,
+    "measure": 7,
 }
 ENTRY = 8  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}

@@ -174,38 +174,6 @@ def test_attend_in_bfloat16_has_a_float32_softmax():
     np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "dim", "lengths", "masked", "expected"),
-    [
-        (jnp.bfloat16, 64, (16, 77), False, True),
-        (jnp.bfloat16, 64, (16, 77), True, False),
-        (jnp.float16, 128, (16, 78), True, True),
-        (jnp.bfloat16, 160, (16, 16), False, False),
-        (jnp.bfloat16, 36, (16, 16), False, False),
-        (jnp.float32, 64, (16, 16), False, False),
-    ],
-)
-def test_a_gpu_uses_the_cudnn_kernel_where_it_is_supported(
-    monkeypatch, dtype, dim, lengths, masked, expected
-):
-    calls = []
-
-    def kernel(q, k, v, mask, is_causal, implementation):
-        calls.append((None if mask is None else mask.shape, is_causal))
-        assert implementation == "cudnn"
-        return q
-
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    n, m = lengths
-    q, k = jnp.zeros((2, n, 2, dim), dtype), jnp.zeros((2, m, 2, dim), dtype)
-    mask = jnp.ones((2, m), bool) if masked else None
-    attention.attend(q, k, k, mask)
-    attention.attend(q, k, k, mask, causal=True)
-    given = (2, 1, n, m) if masked else None
-    assert calls == ([(given, False), (given, True)] if expected else [])
-
-
 def test_a_spatial_transformer_reads_only_unmasked_tokens():
     x, tokens = random(2, 3, 4, 8), random(2, 5, 6, key=1)
     layer = attention.SpatialTransformer(heads=2, depth=2, groups=4)

@@ -1,68 +1,20 @@
 """Attention between the positions of an array, and from positions to tokens, with any number of spatial dimensions.
 
-    attend(q, k, v) = softmax(q kᵀ / √d) v
-
-Positions are the spatial axes laid out in a row, so nothing here knows how many axes there are. The softmax runs in
-float32 whatever the compute dtype. `AttentionBlock` is the block of the autoencoder and of the unconditional U-Nets;
-`SpatialTransformer` is the block through which tokens enter a U-Net (Rombach et al. 2022, section 3.3).
+Positions are the spatial axes laid out in a row, so nothing here knows how many axes there are. `AttentionBlock` is the
+block of the autoencoder and of the unconditional U-Nets; `SpatialTransformer` is the block through which tokens enter a
+U-Net (Rombach et al. 2022, section 3.3). What they share is `attend`, whose kernel depends on the device.
 """
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ldm_jax.nn import conv, norms, once
+from ldm_jax.nn.attend import attend
 
 LAYER_NORM_EPS = 1e-5  # torch's, where flax has 1e-6
-
-
-def attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
-    mask: Bool[Array, "b m"] | None = None,
-    causal: bool = False,
-) -> Float[Array, "b n h d"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1); only keys whose mask is True are attended to.
-
-    With `causal`, the i-th query attends to the first i keys only.
-
-    The kernel follows the platform at trace time: cuDNN's on a GPU where it supports the case, else two products per
-    head. A sample whose mask is all False attends to every key alike.
-    """
-    if jax.default_backend() == "gpu" and _cudnn_supports(q, k, mask):
-        if mask is not None:
-            mask = jnp.broadcast_to(mask[:, None, None, :], (q.shape[0], 1, q.shape[1], k.shape[1]))
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=causal, implementation="cudnn"
-        )
-    return _attend_per_head(q, k, v, mask, causal)
-
-
-def _cudnn_supports(q: Array, k: Array, mask: Array | None) -> bool:
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    # The backward pass with a mask takes even lengths only.
-    lengths = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
-    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and lengths
-
-
-def _attend_per_head(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool = False
-) -> Array:
-    # Heads go before positions: the products are then plain batches of matrices, which is faster on the CPU.
-    q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    if causal:
-        # Below what a masked key has, so that a query whose own keys are all masked stays among them.
-        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("bhnm,bhmd->bhnd", weights, v), 1, 2)
 
 
 class Attention(nn.Module):

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
 from ldm_jax.nn import norms
+from ldm_jax.nn.attend import platform
+from ldm_jax.nn.convolve import convolve, convolve_doubled
 
 PerAxis = int | Sequence[int]
 
@@ -60,7 +61,10 @@ def dense(
 
 
 class Conv(nn.Module):
-    """Convolution with zero padding; without `padding` a stride of one keeps the spatial shape."""
+    """Convolution with zero padding; without `padding` a stride of one keeps the spatial shape.
+
+    With `repeat` every position of x first stands there so often along each axis (`nearest`).
+    """
 
     features: int
     kernel: PerAxis = 3
@@ -69,6 +73,7 @@ class Conv(nn.Module):
     zero: bool = False  # start as the constant zero
     dtype: Any = jnp.float32
     bias: bool = True
+    repeat: PerAxis = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *out k"]:
@@ -79,16 +84,18 @@ class Conv(nn.Module):
         bias = 0.0
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, repeat = x.astype(self.dtype), per_axis(self.repeat, rank)
+        padding = self.padding or [((k - 1) // 2, k // 2) for k in size]
+        if max(repeat) > 1:
+            plain = size == (3,) * rank and max(stride) == 1 and self.padding is None
+            if platform() == "cpu" and plain and max(repeat) == 2:
+                return convolve_doubled(x, kernel, [r == 2 for r in repeat]) + bias
+            x = nearest(x, repeat)
+        kernel = kernel.astype(self.dtype)
         if max(size) == max(stride) == 1 and self.padding is None:
             # A matrix product is faster than a convolution with a 1x1 kernel on the CPU.
             return x @ kernel.reshape(kernel.shape[-2:]) + bias
-        axes = tuple(range(1, rank + 1))
-        image, weights = (0, rank + 1, *axes), (rank + 1, rank, *range(rank))
-        numbers = lax.ConvDimensionNumbers(lhs_spec=image, rhs_spec=weights, out_spec=image)
-        padding = self.padding or [((k - 1) // 2, k // 2) for k in size]
-        y = lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=numbers)
-        return y + bias
+        return convolve(x, kernel, stride, padding) + bias
 
 
 def average_pool(x: Float[Array, "b *space c"], stride: PerAxis) -> Float[Array, "b *out c"]:
@@ -134,7 +141,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *out c"]:
-        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(nearest(x, self.stride))
+        return Conv(x.shape[-1], repeat=self.stride, dtype=self.dtype, name="conv")(x)
 
 
 class ResBlock(nn.Module):

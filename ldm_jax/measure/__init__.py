@@ -1,0 +1,1 @@
+"""What programs cost: operations, seconds, memory, and the same networks in PyTorch."""
