@@ -89,14 +89,14 @@ def main(argv: list[str]) -> None:
         override = {k: v for k, v in flagged.items() if v is not None}
         shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
         sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
-        draw = pipeline.drawer(sampling, BATCH.value)
+        seeds = [SEED.value + i for i in range(len(captions) or N.value)]
+        parts = pipeline.drawer(sampling, BATCH.value)(batch, seeds, against)
         out = Path(OUT.value or Path(WORKDIR.value) / "samples")
         out.mkdir(parents=True, exist_ok=True)
 
-    seeds = [SEED.value + i for i in range(len(captions) or N.value)]
     drawn = []
     with tqdm(total=len(seeds), unit="sample") as bar:
-        for part in draw(batch, seeds, against):
+        for part in parts:
             drawn.append(part)
             bar.update(len(part.x))
     images = media.to_uint8(np.concatenate([part.x for part in drawn]))

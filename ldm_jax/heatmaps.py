@@ -62,12 +62,9 @@ def check(model: LatentDiffusion, params: Params, shape: tuple[int, ...], batch:
 
 def of_words(
     maps: Float[np.ndarray, "*space n"], words: Words
-) -> dict[str, Float[np.ndarray, "*space"]]:
-    """The map of each word, the sum over its tokens; of a word that is there twice, over both."""
-    found = {}
-    for word, at in words:
-        found[word] = found.get(word, 0.0) + maps[..., list(at)].sum(-1)
-    return found
+) -> list[Float[np.ndarray, "*space"]]:
+    """The map of each word, the sum over its tokens."""
+    return [maps[..., list(at)].sum(-1) for _, at in words]
 
 
 def sheet(
@@ -75,9 +72,9 @@ def sheet(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture, and beside it over the darkened picture each word's map, between its least and greatest value."""
     size = image.shape[:2]
-    tiles, names = [np.broadcast_to(image, (*size, 3))], [""]
-    for word, heat in of_words(maps, words).items():
+    tiles = [np.broadcast_to(image, (*size, 3))]
+    for heat in of_words(maps, words):
         heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
         tiles.append(media.overlay(image, np.asarray(jax.image.resize(heat, size, "linear"))))
-        names.append(word)
+    names = ["", *(word for word, _ in words)]
     return media.grid(np.stack(tiles), columns=min(len(tiles), 8), captions=names)

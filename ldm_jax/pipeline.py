@@ -229,34 +229,33 @@ class Pipeline:
         if sampling.heatmaps:
             self.check_heatmaps()
         sampler = make_sampler(self.model, self.shape, sampling)
-        numbers = sampling.traced()
+        scale, numbers = jnp.float32(sampling.guidance), sampling.traced()
 
-        def draw(batch, seeds, negative=None):
-            if negative is not None and sampling.guidance == 1.0:
-                raise ValueError(
-                    "guidance leads away from a negative prompt, and a guidance of 1 is none; set another, such as 5"
-                )
+        def place(fields, rows):
+            if fields is None:
+                return None
+            return sharding.place(self.mesh, {k: np.asarray(v)[rows] for k, v in fields.items()})
+
+        def chunks(batch, seeds, negative):
             n = len(seeds)
             chunk = sharding.round_up(min(size, n), self.mesh)
             for start in range(0, n, chunk):
                 rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
-                placed, against = (
-                    None
-                    if fields is None
-                    else sharding.place(
-                        self.mesh, {k: np.asarray(v)[rows] for k, v in fields.items()}
-                    )
-                    for fields in (batch, negative)
-                )
                 keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
-                scale = jnp.float32(sampling.guidance)
-                given = (self.params, self.arrays, placed, keys, sampling.points, scale)
-                x, film, maps = sampler(*given, numbers, against)
+                given = (self.params, self.arrays, place(batch, rows), keys, sampling.points)
+                x, film, maps = sampler(*given, scale, numbers, place(negative, rows))
                 kept = min(chunk, n - start)
                 yield Drawn(
                     np.asarray(x)[:kept],
                     None if film is None else np.asarray(film)[:, :kept],
                     None if maps is None else np.asarray(maps)[:kept],
                 )
+
+        def draw(batch, seeds, negative=None):
+            if negative is not None and sampling.guidance == 1.0:
+                raise ValueError(
+                    "guidance leads away from a negative prompt, and a guidance of 1 is none; give another, such as 5"
+                )
+            return chunks(batch, seeds, negative)
 
         return draw

@@ -52,12 +52,9 @@ def sampling(
     """How the run's config samples, with `override` of its solver, steps, spacing or guidance.
 
     Raises:
-      ValueError: an unknown solver, spacing or guidance ("did you mean"), or heat maps of a model without words.
+      ValueError: an unknown solver, spacing or guidance ("did you mean").
     """
-    how = sampler.sampling(workdir.read_config(directory), of.model, film, heatmaps, **override)
-    if heatmaps:
-        of.check_heatmaps()
-    return how
+    return sampler.sampling(workdir.read_config(directory), of.model, film, heatmaps, **override)
 
 
 def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, list[str]]:

@@ -33,7 +33,8 @@ def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
         def intercept(call, given, named, context):
             module, method = context.module, context.method_name
             if isinstance(module, attention.Attention) and method == "mix":
-                return hook("/".join(module.path), reads[-1], spaces[-1], call, *given, **named)
+                space = spaces[-1] if spaces else given[0].shape[1:2]
+                return hook("/".join(module.path), reads[-1], space, call, *given, **named)
             if method != "__call__":
                 return call(*given, **named)
             if isinstance(module, attention.SpatialTransformer | attention.AttentionBlock):
