@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ldm_jax.nn import attention, once
 
 Hook = Callable[..., Array]  # see `attended`
-Maps = dict[str, Float[Array, "b h *space m"]]
+Maps = dict[str, Array]  # {path: [b h *space m]}, of layers of any size
 
 
 def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
