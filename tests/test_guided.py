@@ -30,10 +30,6 @@ def test_a_number_is_a_scale():
     scale, how, numbers = sampler.guidance(given, 4)
     assert (scale, how) == (4.0, guided.How("zero_star", two_passes=True))
     assert numbers == {"zero_steps": 1, "interval": (0.1, 0.7)}
-    # A number beside a section is its scale.
-    tuned = model_sampling(guidance=dict(name="apg", scale=3.0, radius=2.0))
-    assert tuned.numbers == {"eta": 0.0, "radius": 2.0}
-    assert tuned.guidance == 3.0
 
 
 @pytest.mark.parametrize(
@@ -49,6 +45,7 @@ def test_a_number_is_a_scale():
         (dict(name="cfg", threshold=99.5), "threshold = 99.5 is out of range"),
         (dict(name="cfg", limit=2.0), "beside a threshold"),
         (dict(name="zero_star", zero_steps=4), "less than the 4 steps"),
+        (dict(name="sag", two_passes=True), "sag has one doubled batch"),
     ],
 )
 def test_what_guidance_cannot_be(given, words):
@@ -135,6 +132,7 @@ def test_numbers_and_words_compile_nothing(caplog):
         draw(dataclasses.replace(first, guidance=1.0), [RED], [0], "")
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_the_null_condition_is_told(caplog):
     config = tiny.config_of("text")
     of = model().model
@@ -149,3 +147,15 @@ def test_a_model_that_never_saw_the_null_condition_is_told(caplog):
             sampler.sampling(config, of)
             assert "never seen (objective.drop = 0)" in caplog.records[-1].getMessage()
             caplog.clear()
+
+
+@pytest.mark.slow
+def test_a_number_changes_the_scale_of_a_section():
+    config = tiny.config_of("text")
+    del config.sampler.guidance
+    config.sampler.guidance = dict(name="apg", scale=3.0, radius=2.0)
+    for override, scale in (({}, 3.0), (dict(guidance=6), 6.0)):
+        how = sampler.sampling(config, model().model, **override)
+        assert how.guidance == scale
+        assert (how.how.name, how.numbers) == ("apg", {"eta": 0.0, "radius": 2.0})
+    assert dict(how.about)["guidance"] == "{'name': 'apg', 'scale': 6.0, 'radius': 2.0}"

@@ -72,6 +72,8 @@ def guidance(value: float | dict, steps: int) -> tuple[float, guided.How, dict[s
     numbers = guided.KINDS[name] | checked(WHERE, given, takes)
     scale = float(numbers.pop("scale", 1.0))
     how = guided.How(name, numbers.pop("blocks", ()), numbers.pop("two_passes", False))
+    if name == "sag" and how.two_passes:
+        raise ValueError(f"{WHERE}: sag has one doubled batch; leave two_passes out")
     ranges = {
         "rescale": (lambda v: 0 <= v <= 1, "from 0 to 1"),
         "threshold": (lambda v: 0 < v <= 1, "above 0 and up to 1"),
