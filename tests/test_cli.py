@@ -192,6 +192,13 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys, no_compile):
         ("unconditional", ["--prompt", "a red square"], "unconditional; it takes no prompts"),
         ("unconditional", ["--label", "red"], "unconditional; it takes no labels"),
         ("unconditional", ["--guidance", "2"], "nothing to guide"),
+        ("unconditional", ["--negative", "a dog"], "it takes no prompts"),
+        ("label", ["--label", "red", "--heatmaps"], "this model reads no prompts"),
+        (
+            "text",
+            ["--prompt", "a", "--negative", "b", "--guidance", "1"],
+            "a guidance of 1 is none",
+        ),
         ("text", ["--label", "red"], "it takes no labels"),
         ("text", [], "give prompts or labels"),
         ("text", ["--prompt", "nothere.txt"], "no file of prompts"),

@@ -112,11 +112,12 @@ def test_prompts_come_from_flags_and_files(tmp_path, capsys):
         *("--workdir", tiny.shared_model("text"), "--out", out, "--n", 2, "--seed", 5),
         *("--prompt", tmp_path / "prompts.txt", "--prompt", "a green square"),
         *("--solver", "ddim", "--steps", 2, "--guidance", 3.0, "--batch", 8),
+        *("--negative", "a blue square", "--heatmaps"),
     )
     assert status == 0
     assert capsys.readouterr().out.strip() == str(out / "grid.png")
     assert sorted(p.name for p in out.iterdir()) == [
-        *(f"{i:05d}.png" for i in range(6)),
+        *(f"{i:05d}{kind}.png" for i in range(6) for kind in ("", "_words")),
         "grid.png",
     ]
     texts = [media.read_png_text(out / f"{i:05d}.png") for i in range(6)]
@@ -131,6 +132,7 @@ def test_prompts_come_from_flags_and_files(tmp_path, capsys):
     assert [t["seed"] for t in texts] == ["5", "6", "7", "8", "9", "10"]
     for text in texts:
         assert (text["solver"], text["steps"], text["guidance"]) == ("ddim", "2", "3.0")
+        assert text["negative"] == "a blue square"
         assert text["workdir"] == str(tiny.shared_model("text"))
         assert text["software"] == "ldm_jax"
     (tmp_path / "empty.txt").write_text("\n")

@@ -41,9 +41,19 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
         q, k, v = project("q", x), project("k", source), project("v", source)
-        y = attend(q, k, v, mask, self.causal)
+        y = self.mix(q, k, v, mask)
         out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero)
         return out(y.reshape(*x.shape[:2], -1))
+
+    def mix(
+        self,
+        q: Float[Array, "b n h d"],
+        k: Float[Array, "b m h d"],
+        v: Float[Array, "b m h d"],
+        mask: Bool[Array, "b m"] | None,
+    ) -> Float[Array, "b n h d"]:
+        """The values that each query reads; a method so that `taps` can see and change it from outside."""
+        return attend(q, k, v, mask, self.causal)
 
 
 class AttentionBlock(nn.Module):
