@@ -238,6 +238,8 @@ def test_eta_0_is_deterministic_and_eta_1_is_not():
 CALLS = {
     "1 a step": lambda n: n,
     "2 a step, 1 in the last": lambda n: 2 * n - 1,
+    "2 a step, 1 from pure noise and to clean data": lambda n: 2 * n - 1,
+    "2 a step down, 1 in the last, 0 a step up": lambda n: 2 * n - 1,
     "1 a step, 2 in the first": lambda n: n + 1,
     "1 a step, 4 in each of the first 3": lambda n: n + 9,
 }
