@@ -47,7 +47,9 @@ class About(NamedTuple):
     """What is promised of a solver."""
 
     make: Callable[..., Solver]  # options, and the path where it needs one -> Solver
-    order: int  # of the error of a sample, or of what is sampled where it is stochastic, with its default options
+    # Of the error of a sample, or of what is sampled where it is stochastic, with its default options
+    # and, for a multistep solver, once its memory is full.
+    order: int
     calls: str  # of the network
     source: str
     stochastic: bool = False  # with its default options
