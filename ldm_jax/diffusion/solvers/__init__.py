@@ -36,8 +36,8 @@ class About(NamedTuple):
     """What is promised of a solver."""
 
     make: Callable[..., Solver]  # options, and the path where it needs one -> Solver
-    # Of the error of a sample, or of what is sampled where it is stochastic, with its default options; 0: none but with
-    # a distilled network.
+    # Of the error of a sample, or of what is sampled where it is stochastic, with its default options and, for a
+    # multistep solver, once its memory is full; 0: none but with a distilled network.
     order: int
     calls: str  # of the network
     source: str
