@@ -11,7 +11,7 @@ import ldm_jax
 from ldm_jax.diffusion import paths
 from ldm_jax.models import clip, text, unclip
 from ldm_jax.nn import embeddings
-from ldm_jax.pretrained import components, kinds, sources, variations
+from ldm_jax.pretrained import components, kinds, single_files, variations
 from ldm_jax.weights import (
     bert,
     files,
@@ -135,7 +135,7 @@ def test_a_single_file_without_its_image_encoder_is_refused():
         "stable-diffusion-2-unclip", {"unet": {}, "vae": {}, "text_encoder": clip_text}, {}
     )
     with pytest.raises(ValueError, match="has no image encoder"):
-        sources._index(Path("one.safetensors"), found)
+        single_files._index(Path("one.safetensors"), found)
 
 
 def test_components_keep_their_names_in_files():

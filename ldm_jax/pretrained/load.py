@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ldm_jax import tree
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import assembly, components, kinds, sources
+from ldm_jax.pretrained import assembly, components, kinds, single_files, sources
 from ldm_jax.pretrained.controlnets import KIND as CONTROLNET
 from ldm_jax.pretrained.controlnets import Given
 from ldm_jax.pretrained.controlnets import open_any as open_controlnet
@@ -60,7 +60,7 @@ def from_pretrained(
     if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
         raise ValueError(f"dtype={dtype} is not among {DTYPES}")
     dtype = jnp.dtype(dtype)
-    source = sources.open_any(path, variant, config, tokenizers, ema, revision)
+    source = _opened(path, variant, config, tokenizers, ema, revision)
     made = {
         name: components.make(kind, settings, dtype)
         for name, (kind, settings) in source.networks.items()
@@ -82,6 +82,25 @@ def from_pretrained(
         return pipe
     controls = {"controls": tuple(loaded[len(made) :])}
     return dataclasses.replace(pipe, params=pipe.params | controls, controlnets=nets)
+
+
+def _opened(
+    path: str | Path,
+    variant: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    tokenizers: Sequence[str | Path] = (),
+    ema: bool = False,
+    revision: str | None = None,
+) -> sources.Source:
+    """A folder, a file or a repository; see `from_pretrained`."""
+    path = sources.local(path, revision)
+    if not path.is_dir():
+        return single_files.open_file(path, config, tokenizers, ema)
+    if config is not None or tokenizers or ema:
+        raise ValueError(
+            f"{path} is a folder, which has its own configs and tokenizers and no ema; leave them out"
+        )
+    return sources.open_folder(path, variant)
 
 
 def _check_rules(rules: Sequence[tuple[str, Any]], every: Sequence[components.Component]) -> None:

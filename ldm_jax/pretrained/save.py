@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.pretrained import controlnets, kinds, sources
+from ldm_jax.pretrained import controlnets, kinds, single_files
 from ldm_jax.pretrained.components import Component
 from ldm_jax.weights import files, original, original_unclip
 
@@ -76,7 +76,7 @@ def save_original(of: Any, path: str | Path) -> None:
     params = of.component_params()
     prefixes = _prefixes(of.components)
     parts = [
-        (sources.table(name, component, prefixes[name])[0], params[name])
+        (single_files.table(name, component, prefixes[name])[0], params[name])
         for name, component in of.components.items()
     ]
     parts += [

@@ -17,7 +17,7 @@ import numpy as np
 
 from ldm_jax.data.pipeline import Rows
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import assembly, components, load, sources
+from ldm_jax.pretrained import assembly, components, load, single_files, sources
 from ldm_jax.types import Params
 from ldm_jax.weights import prompts, unet
 
@@ -72,7 +72,7 @@ def from_file(
     Raises:
       FileNotFoundError, ValueError: no such file, one that does not tell all, or what `from_source` refuses.
     """
-    source = sources.open_file(Path(path), config or None, tokenizers, ema=False)
+    source = single_files.open_file(Path(path), config or None, tokenizers, ema=False)
     return from_source(source, path, dtype, remat)
 
 
