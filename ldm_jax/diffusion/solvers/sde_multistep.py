@@ -120,8 +120,8 @@ def dpmpp_3m_sde(
 
     "taylor" integrates the quadratic exactly. "k-diffusion" takes half of the curvature's term, as k-diffusion does.
     "diffusers" follows DPMSolverMultistepScheduler("sde-dpmsolver++", solver_order=3), where moreover a sign is wrong:
-    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step. Order 2: the first
-    two steps have fewer estimates.
+    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step.
+    Order 2: the first two steps have fewer estimates.
 
     Raises:
       ValueError: an unknown form.
