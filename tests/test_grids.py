@@ -27,7 +27,7 @@ def ratio(points):
 def test_every_spacing_falls_from_the_noisy_end_to_clean_data(name):
     path = PATHS[name]
     tables = ("leading", "trailing", "linspace", "lcm") if path.steps else ()
-    for spacing, n in itertools.product((*EVERYWHERE, *tables), (1, 2, 9)):
+    for spacing, n in itertools.product((*EVERYWHERE, *tables), (1, 9)):
         points = grid(path, n, spacing)
         assert len(points.t) == n + 1
         assert points.sigma[-1] == 0, spacing
