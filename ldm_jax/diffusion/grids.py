@@ -45,9 +45,9 @@ def grid(
     steps: int,
     spacing: str = "uniform",
     to_zero: bool = True,
-    shift: float | Mapping[str, Any] = 1.0,
-    terminal: float = 0.0,
-    restarts: Sequence[Sequence[float]] = (),
+    shift: float | int | Mapping[str, Any] = 1.0,
+    terminal: float | int = 0.0,
+    restarts: Sequence[Sequence[float | int]] = (),
     **options: Any,
 ) -> Point:
     """The noise levels of `steps` steps, [steps + 1]: from the path's noisy end to sigma = 0.
@@ -95,7 +95,7 @@ def resolution_shift(
     most: float = 1.15,
     base_tokens: int = 256,
     most_tokens: int = 4096,
-    form: Literal["exponential", "linear"] = "exponential",
+    form: str = "exponential",
 ) -> float:
     """The shift for a number of tokens: mu is linear in it, and the shift is e^mu or mu (Esser et al. 2024; FLUX).
 
@@ -171,7 +171,7 @@ def karras(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    of: Literal["ratio", "sigma"] = "ratio",
+    of: str = "ratio",
 ) -> Times:
     """Karras et al. 2022, eq. 5, in sigma / alpha, within `sigma_min`, `sigma_max` where the path goes further.
 
@@ -187,7 +187,7 @@ def exponential(
     ends: Ends,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
-    of: Literal["ratio", "sigma"] = "ratio",
+    of: str = "ratio",
 ) -> Times:
     """Uniform in log(sigma / alpha), which is uniform in the log-SNR; `of="sigma"` as for karras."""
     first, last = np.log(_between(ends, of, sigma_min, sigma_max))
@@ -204,7 +204,7 @@ def beta(
     ends: Ends,
     a: float = 0.6,
     b: float = 0.6,
-    of: Literal["t", "ratio", "sigma"] = "t",
+    of: str = "t",
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
 ) -> Times:
@@ -223,7 +223,7 @@ def beta(
     return of, _from_the_noisy_end(last + share * (first - last))
 
 
-def ays(ends: Ends, model: Literal["sd1", "sdxl", "svd"] = "sd1") -> Times:
+def ays(ends: Ends, model: str = "sd1") -> Times:
     """Align Your Steps (Sabour et al. 2024): for other numbers of steps, log-linear between the levels listed."""
     if model not in AYS:
         raise ValueError(f"there is no list for {model=}; the choices are {sorted(AYS)}")
@@ -296,9 +296,9 @@ def lcm(ends: Ends, original: int = 50) -> Times:
 
 def listed(
     ends: Ends,
-    ratios: Sequence[float] = (),
-    times: Sequence[float] = (),
-    entries: Sequence[float] = (),
+    ratios: Sequence[float | int] = (),
+    times: Sequence[float | int] = (),
+    entries: Sequence[float | int] = (),
 ) -> Times:
     """The user's levels, falling: as sigma / alpha, as times in [0, 1], or as entries of a table.
 

@@ -11,7 +11,7 @@ what is drawn, are scalars or one value a sample, and may be traced.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,13 @@ def split(p: Point, q: Point, eta: ArrayLike) -> tuple[Array, Array]:
 def _split_flow(p, q, eta):
     """The same where eta is linear in s = sigma / (alpha + sigma), which is a rectified flow's sigma."""
     s_p, s_q = (at.sigma / (at.alpha + at.sigma) for at in (p, q))
-    s_down = s_q * (1 + (s_q / s_p - 1) * jnp.asarray(eta, s_q.dtype))
-    down = q.alpha * s_down / (1 - s_down)
-    return down, jnp.sqrt(jnp.maximum((q.sigma - down) * (q.sigma + down), 0.0))
+    step = jnp.asarray(eta, s_q.dtype) * (1 - s_q / s_p)  # s falls to (1 - step) s_q
+    kept = (1 - step) * q.alpha / (q.alpha + step * q.sigma)
+    gone = step * (q.alpha + q.sigma) / (q.alpha + step * q.sigma)  # 1 - kept, which would cancel
+    return q.sigma * kept, q.sigma * jnp.sqrt(gone * (1 + kept))
 
 
-def euler_ancestral(
-    eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.0, by: Literal["ratio", "flow"] = "ratio"
-) -> Solver:
+def euler_ancestral(eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.0, by: str = "ratio") -> Solver:
     """Euler ancestral (Crowson 2022): with s_noise = 1 this is `ddim(eta)` on every path.
 
     `by="flow"` measures eta in the sigma of a rectified flow, as the samplers for flows of ComfyUI and diffusers

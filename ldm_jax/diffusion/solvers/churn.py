@@ -5,8 +5,6 @@ where s_tmin <= sigma / alpha <= s_tmax, never beyond the path's noisy end, with
 should be. All of them are scalars or one value a sample, and may be traced; churn = 0 is the deterministic solver.
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -84,7 +82,7 @@ def _raised(x, p, hat, s_noise, rng):
     return over(of_x, x) * x + over(wide, x) * noise(rng, x.shape, x.dtype)
 
 
-def restart(down: Literal["heun", "euler"] = "heun") -> Solver:
+def restart(down: str = "heun") -> Solver:
     """Restart sampling (Xu et al. 2023, Algorithm 2): a grid that goes back up, see `grids.grid(restarts=...)`.
 
     A step to a noisier level adds the noise in between, asks no network and keeps the last estimate of x0; one to a

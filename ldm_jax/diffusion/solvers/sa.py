@@ -24,7 +24,8 @@ def sa_solver(
     network there, takes the step again with the same noise as an Adams-Moulton step through `corrector` estimates,
     that one included, 0 (none) to 4, and goes on from there without asking again. `tau` is the strength of the noise
     (1: the reverse-time SDE; 0: the ODE) in steps from times end <= t <= begin, and 0 elsewhere; all three are
-    scalars or one value a sample, and may be traced. The order is `corrector` at tau = 0, else 2.
+    scalars or one value a sample, and may be traced. Order 2: the first steps have
+    fewer estimates.
 
     diffusers' SASolverScheduler deviates from the exact coefficients where two estimates are in use, as the paper's
     code does; `simple=True` does so too. Its default tau is 1 for integer times of 200 to 800.
@@ -43,7 +44,8 @@ def sa_solver(
         lam, h, finite = ends(p, q, x)
         nodes, known = places(history, lam, h, finite)
         if after:
-            nodes, known = [jnp.ones_like(h), *nodes], [finite, *known]
+            nodes = [jnp.ones_like(h), *nodes]
+            known = [jnp.ones_like(finite), *(k & finite for k in known)]
         tau2 = tau**2
         ch = jnp.where(finite, (1 + tau2) * h, jnp.inf)
         weights = moments(ch, len(nodes))

@@ -13,7 +13,6 @@ the polynomial is the last estimate itself. Where noise is drawn, orders are tho
 """
 
 import math
-from typing import Literal
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -92,7 +91,7 @@ def linear(x: Data, p: Point, q: Point, h: Array, finite: Array, eta: ArrayLike)
 def dpmpp_2m_sde(
     eta: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
-    kind: Literal["midpoint", "heun"] = "midpoint",
+    kind: str = "midpoint",
 ) -> Solver:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5 and appendix; Crowson 2022, sample_dpmpp_2m_sde).
 
@@ -115,15 +114,14 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     eta: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
-    form: Literal["taylor", "k-diffusion", "diffusers"] = "taylor",
+    form: str = "taylor",
 ) -> Solver:
     """SDE-DPM-Solver++(3M): x0 is quadratic in lambda (Lu et al. 2022; Crowson 2022, sample_dpmpp_3m_sde).
 
-    "taylor" integrates the quadratic exactly: order 3 for eta = 0. "k-diffusion" takes half of the curvature's term,
-    as k-diffusion (and the deterministic third-order multistep solvers of Lu et al.'s code) do: order 2 for eta = 0.
+    "taylor" integrates the quadratic exactly. "k-diffusion" takes half of the curvature's term, as k-diffusion does.
     "diffusers" follows DPMSolverMultistepScheduler("sde-dpmsolver++", solver_order=3), where moreover a sign is wrong:
-    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step; "taylor" is of
-    order 2 for eta > 0.
+    its weight of the curvature does not vanish with the step, so that the order is 1. One call a step.
+    Order 2: the first two steps have fewer estimates.
 
     Raises:
       ValueError: an unknown form.
