@@ -25,8 +25,8 @@ def taken(steps: int, strength: float | Sequence[float]) -> np.ndarray:
     Raises:
       ValueError: a strength outside of (0, 1], or one that takes no step.
     """
-    found = np.minimum((steps * np.asarray(strength, np.float64)).astype(np.int32), steps)
-    every = np.asarray(strength)
+    every = np.nan_to_num(np.asarray(strength, np.float64))
+    found = np.asarray(np.minimum((steps * every).astype(np.int32), steps))
     if ((every <= 0) | (every > 1) | (found < 1)).any():
         raise ValueError(
             f"strength={strength} must be in (0, 1], and strength * steps = {steps * every} at least 1"

@@ -39,9 +39,7 @@ def frames(
     return jax.vmap(lambda w: slerp(a, b, w))(shares)
 
 
-def between(
-    first: Cond, second: Cond, shares: Float[Array, " n"], spherical: bool = False
-) -> Cond:
+def between(first: Cond, second: Cond, shares: Float[Array, " n"], spherical: bool = False) -> Cond:
     """Conditions on the way between two of one row each: a batch of n.
 
     On the line, or each token's vector on the arc. Tokens that either has count; controls are not interpolated.

@@ -28,11 +28,12 @@ def upwards(points: Point) -> Point:
 def implicit(iterations: int = 1) -> Solver:
     """The inverse of a step of ddim(0) from q to p: x_q such that this step leads to x_p.
 
-        x_q = alpha_q x0 + sigma_q eps,   x0 = (x_p - sigma_p eps) / alpha_p,   eps = eps(x_q, t_q)
+        x_q = alpha_q x0 + sigma_q eps,   x0 = (x_p - sigma_p eps) / alpha_p,   eps = eps(x_p, t_q)
 
-    is iterated from x_q = x_p. Once is what DDIM inversion commonly means (Mokady et al. 2023, eq. 3; diffusers'
-    DDIMInverseScheduler, for models that predict eps); the fixed point is the exact inverse (Pan et al. 2023). The
-    network is asked at the noisier end, so that clean data are no special case. Order 1, one call an iteration.
+    is what DDIM inversion commonly means (Mokady et al. 2023, eq. 3; diffusers' DDIMInverseScheduler, for models that
+    predict eps). Further iterations go to the fixed point of x_q = x_p + (alpha_q - alpha_p) x0(x_q, t_q) + (sigma_q -
+    sigma_p) eps(x_q, t_q), which is the exact inverse (Pan et al. 2023 iterate likewise). The network is asked at the
+    noisier end, so that clean data are no special case. Order 1, one call an iteration.
 
     Raises:
       ValueError: fewer than one iteration.
@@ -41,15 +42,19 @@ def implicit(iterations: int = 1) -> Solver:
         raise ValueError(f"{iterations} iterations cannot invert a step; give at least 1")
 
     def step(denoise, x, p, q, memory, rng):
-        def closer(_, found):
-            eps = denoise(found[0], q.t).eps
-            x0 = (x - over(p.sigma, x) * eps) / over(p.alpha, x)
-            return over(q.alpha, x) * x0 + over(q.sigma, x) * eps, x0
-
         # As wide as data of unit variance are there: on variance-preserving paths x itself.
         width = jnp.hypot(q.alpha, q.sigma) / jnp.hypot(p.alpha, p.sigma)
-        first = closer(0, (over(width, x) * x, x))
-        x_q, x0 = lax.fori_loop(1, iterations, closer, first) if iterations > 1 else first
+        eps = denoise(over(width, x) * x, q.t).eps
+        x0 = (x - over(p.sigma, x) * eps) / over(p.alpha, x)
+
+        def closer(_, found):
+            x0, eps = denoise(found[0], q.t)
+            d_alpha, d_sigma = over(q.alpha - p.alpha, x), over(q.sigma - p.sigma, x)
+            return x + d_alpha * x0 + d_sigma * eps, x0
+
+        x_q = over(q.alpha, x) * x0 + over(q.sigma, x) * eps
+        if iterations > 1:
+            x_q, x0 = lax.fori_loop(1, iterations, closer, (x_q, x0))
         return x_q, memory, x0
 
     return Solver(lambda x: (), step)
@@ -85,8 +90,8 @@ def invert(
 ) -> tuple[Data, Float[Array, "levels b *space c"]]:
     """Data -> noise, and x at all levels of the grid, from noise to data: the first is the noise, the last `x0`.
 
-    `points` is the grid of the way down; `solver` is deterministic: `implicit()` where none is given,
-    or `rising(solvers.euler())`, `rising(solvers.heun())`. On a grid that is `editing.cut`, give `editing.resting` ones.
+    `points` is the grid of the way down; `solver` is deterministic: `implicit()` where none is given, or
+    `rising(solvers.euler())`, `rising(solvers.heun())`; within `editing.resting` where the grid is `editing.cut`.
     """
     walk = states(solver or implicit())
     x_T, way = samplers.sample(
@@ -121,6 +126,8 @@ def edit_friendly(
 
     def step(denoise, x, p, q, memory, source):
         goal = over(q.alpha, x) * x0 + over(q.sigma, x) * noise(source, x.shape, x.dtype)
+        # What stands at the end of the grid is taken for data, also where the grid ends a little before.
+        goal = jnp.where(over(q.t == points.t[-1], x), x0, goal)
 
         def with_noise(z):
             after, *others = solver.step(denoise, x, p, q, memory, z)
