@@ -3,8 +3,9 @@
     python sample.py --workdir runs/demo/model --prompt "a red cross on the left" --n 4 --film
     python sample.py --workdir runs/faces --n 16 --solver dpmpp_2m --steps 20 --seed 7
 
-Writes one PNG a sample (its provenance in the text chunks), `grid.png` with captions, and with --film `film.png`: the
-estimate of the clean picture on the way from noise, one row a sample.
+Writes one PNG a sample (its provenance in the text chunks), `grid.png` with captions, with --film `film.png`: the
+estimate of the clean picture on the way from noise, one row a sample, and with --heatmaps `00000_words.png` ...: where
+each word of the prompt acts.
 """
 
 import functools
@@ -31,10 +32,12 @@ STEPS = whole("steps", None, "steps of the solver; None: the config's", lower_bo
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS
 )
+NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
 SEED = whole("seed", 0, "the first sample's seed; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
 BATCH = whole("batch", 64, "samples drawn at once", lower_bound=1)
 FILM = flags.DEFINE_bool("film", False, "also draw the way to the picture", flag_values=FLAGS)
+HEATMAPS = flags.DEFINE_bool("heatmaps", False, "also show where each word acts", flag_values=FLAGS)
 OUT = text("out", None, "a folder for the pictures; None: WORKDIR/samples")
 
 
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> None:
         cli.required(WORKDIR)
         import numpy as np
 
-        from ldm_jax import build, media
+        from ldm_jax import build, heatmaps, media
 
         asked = prompts(PROMPT.value)
         if asked and LABEL.value:
@@ -80,20 +83,25 @@ def main(argv: list[str]) -> None:
             batch = pipeline.labels(captions)
         else:
             batch = pipeline.unconditional(N.value)
+        negative = NEGATIVE.value
+        against = None if negative is None else pipeline.prompts([negative] * len(captions))
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
         override = {k: v for k, v in flagged.items() if v is not None}
-        sampling = build.sampling(WORKDIR.value, pipeline, film=FILM.value, **override)
+        shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
+        sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
+        draw = pipeline.drawer(sampling, BATCH.value)
         out = Path(OUT.value or Path(WORKDIR.value) / "samples")
         out.mkdir(parents=True, exist_ok=True)
 
     seeds = [SEED.value + i for i in range(len(captions) or N.value)]
     drawn = []
     with tqdm(total=len(seeds), unit="sample") as bar:
-        for part in pipeline.drawer(sampling, BATCH.value)(batch, seeds):
+        for part in draw(batch, seeds, against):
             drawn.append(part)
             bar.update(len(part.x))
     images = media.to_uint8(np.concatenate([part.x for part in drawn]))
     about = pipeline.provenance(sampling) | {"workdir": WORKDIR.value}
+    about |= {} if negative is None else {"negative": negative}
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         chunks = about | {"seed": str(seed)} | ({"prompt": captions[i]} if captions else {})
         media.save_png(out / f"{i:05d}.png", image, chunks)
@@ -104,6 +112,11 @@ def main(argv: list[str]) -> None:
         film = media.to_uint8(np.concatenate([part.film for part in drawn], axis=1))
         strips = film.swapaxes(0, 1).reshape(-1, *film.shape[2:])
         media.save_png(out / "film.png", media.grid(strips, columns=len(film)), about)
+    if HEATMAPS.value:
+        maps = np.concatenate([part.maps for part in drawn])
+        for i, caption in enumerate(captions):
+            sheet = heatmaps.sheet(images[i], maps[i], pipeline.words(caption))
+            media.save_png(out / f"{i:05d}_words.png", sheet, about)
     print(out / "grid.png")
 
 

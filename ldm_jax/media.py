@@ -109,6 +109,16 @@ def grid(
     return np.asarray(sheet)
 
 
+def overlay(
+    image: UInt8[np.ndarray, "h w c"], heat: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A map in [0, 1] over a picture: from its dark grey through red and yellow to white."""
+    grey = image.mean(-1, keepdims=True) * 0.5
+    heat = heat.clip(0, 1)[..., None]
+    glow = 255 * np.clip(3 * heat - np.arange(3), 0, 1)
+    return np.rint((1 - heat) * grey + heat * glow).astype(np.uint8)
+
+
 def _picture(image: np.ndarray) -> Image.Image:
     if (
         image.dtype != np.uint8

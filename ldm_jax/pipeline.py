@@ -16,19 +16,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from ldm_jax.diffusion import guidance, samplers
+from ldm_jax import guided, heatmaps
+from ldm_jax.diffusion import samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
 FILM = 8  # frames of a film
+PLAIN = guided.How()
 
 
 class Drawn(NamedTuple):
-    """Samples in [-1, 1], and on request the estimates of x0 on the way to them, oldest first."""
+    """Samples in [-1, 1], and on request what was seen on the way to them."""
 
     x: Float[np.ndarray, "n *space c"]
-    film: Float[np.ndarray, "frames n *space c"] | None
+    film: Float[np.ndarray, "frames n *space c"] | None = None  # estimates of x0, oldest first
+    maps: Float[np.ndarray, "n *latent tokens"] | None = None  # see `heatmaps`
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,34 @@ class Sampling:
 
     solver: samplers.Solver
     points: samplers.Point  # the grid of noise levels
-    guidance: float = 1.0  # 1: none
-    rescale: float = 0.0  # 0: none
+    guidance: float = 1.0  # the scale of classifier-free guidance; 1: none
     film: bool = False
+    heatmaps: bool = False
+    how: guided.How = PLAIN  # the kind of guidance ...
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # ... and its other options
     about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
+
+    def traced(self) -> dict[str, Any]:
+        """The numbers as arrays."""
+        whole = ("zero_steps",)
+        return {
+            k: jax.tree.map(jnp.int32 if k in whole else jnp.float32, v)
+            for k, v in self.numbers.items()
+        }
 
 
 def make_sampler(
     model: LatentDiffusion, shape: tuple[int, ...], sampling: Sampling
 ) -> Callable[..., Any]:
-    """`(params, arrays, batch, keys, points, scale) -> (x, film | None)`, jitted; `shape` is that of a latent.
+    """`(params, arrays, batch, keys, points, scale, numbers, negative) -> Drawn`, jitted; `shape` is that of a latent.
 
-    The same function for every guidance scale but 1, and every grid of as many steps.
+    The same function for every guidance scale but 1, and every grid of as many steps. `negative` is a batch whose
+    conditions take the place of the null condition, or None.
     """
-    guided = sampling.guidance != 1.0 and model.conditioner is not None
+    leads = sampling.guidance != 1.0 and model.conditioner is not None
     steps = sampling.points.t.shape[0] - 1
-    return _sampler(model, shape, sampling.solver, steps, guided, sampling.rescale, sampling.film)
+    shown = (sampling.film, sampling.heatmaps)
+    return _sampler(model, shape, sampling.solver, steps, leads, sampling.how, *shown)
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,26 +76,31 @@ def _sampler(
     shape: tuple[int, ...],
     solver: samplers.Solver,
     steps: int,
-    guided: bool,
-    rescale: float,
+    leads: bool,
+    how: guided.How,
     film: bool,
+    maps: bool,
 ) -> Callable[..., Any]:
     frames = np.unique(np.linspace(0, steps - 1, FILM).round().astype(int))
-    finish = guidance.rescale(model.path, rescale) if rescale else None
+    keep = (*["x0"] * film, *["x"] * maps)
 
     @jax.jit
-    def draw(params, arrays, batch, keys, points, scale):
-        cond = model.condition(params, batch)
-        denoise = model.denoiser(params)
-        if guided:
-            denoise = guidance.cfg(denoise, model.null(params, batch), scale, finish)
+    def draw(params, arrays, batch, keys, points, scale, numbers=None, negative=None):
+        cond, null = model.condition(params, batch), None
+        if leads:
+            null = (
+                model.null(params, batch) if negative is None else model.condition(params, negative)
+            )
+        denoise = guided.denoiser(model, how, params, null, scale, numbers or {}, points)
         noise, walk = jax.vmap(jax.random.split, out_axes=1)(keys)
         x_T = samplers.initial_noise(points, noise, (len(noise), *shape))
-        keep = "x0" if film else None
         z, way = samplers.sample(denoise, solver, points, x_T, walk, cond, keep=keep)
+        seen = {}
         if film:
-            way = jax.lax.map(lambda z: model.codec.decode(arrays, z), way[frames])
-        return model.codec.decode(arrays, z), way
+            seen["film"] = jax.lax.map(lambda z: model.codec.decode(arrays, z), way[0][frames])
+        if maps:
+            seen["maps"] = heatmaps.of_steps(model, params, cond, points, way[-1])
+        return Drawn(model.codec.decode(arrays, z), **seen)
 
     return draw
 
@@ -100,6 +120,8 @@ class Pipeline:
     texts: Mapping[str, Callable[[Sequence[str]], Any]] = field(default_factory=dict)
     common: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    # The words of a prompt, each with the positions of its tokens.
+    words: Callable[[str], heatmaps.Words] | None = None
 
     def prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Prompts as a batch of conditions.
@@ -169,6 +191,23 @@ class Pipeline:
             **dict(sampling.about),
         }
 
+    def check_heatmaps(self) -> None:
+        """Looks whether there are heat maps of this model; compiles nothing.
+
+        Raises:
+          ValueError: it reads no prompts, its tokenizer does not tell words, or it has no cross-attention.
+        """
+        if not self.texts:
+            raise ValueError(
+                "heat maps show where words act, and this model reads no prompts; leave them out"
+            )
+        if self.words is None:
+            raise ValueError(
+                "heat maps need to know which tokens make a word, which the tokenizers of pretrained models "
+                "do not tell here; only models with a tokenizer of their own have them"
+            )
+        heatmaps.check(self.model, self.params, self.shape, self.prompts(["a"]))
+
     def _only(self, given: Iterable[str], what: str, beside: Iterable[str] = ()) -> None:
         fields = self.model.fields
         if not {*given} & {*fields}:
@@ -179,26 +218,45 @@ class Pipeline:
                 f"this model wants {list(fields)} together; call Pipeline.drawer with a batch of them"
             )
 
-    def drawer(
-        self, sampling: Sampling, size: int = 64
-    ) -> Callable[[dict[str, np.ndarray], Sequence[int]], Iterator[Drawn]]:
-        """`(conditions, seeds) -> samples`, one seed a sample, in chunks of at most `size`; compiled once."""
-        sampler = make_sampler(self.model, self.shape, sampling)
+    def drawer(self, sampling: Sampling, size: int = 64) -> Callable[..., Iterator[Drawn]]:
+        """`(conditions, seeds, negative=None) -> samples`, one seed a sample, in chunks of at most `size`.
 
-        def draw(batch, seeds):
+        `negative` are the conditions that guidance leads away from, one a sample; None: the model's null condition.
+
+        Raises:
+          ValueError: heat maps of a model without cross-attention.
+        """
+        if sampling.heatmaps:
+            self.check_heatmaps()
+        sampler = make_sampler(self.model, self.shape, sampling)
+        numbers = sampling.traced()
+
+        def draw(batch, seeds, negative=None):
+            if negative is not None and sampling.guidance == 1.0:
+                raise ValueError(
+                    "guidance leads away from a negative prompt, and a guidance of 1 is none; set another, such as 5"
+                )
             n = len(seeds)
             chunk = sharding.round_up(min(size, n), self.mesh)
             for start in range(0, n, chunk):
                 rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
-                placed = sharding.place(
-                    self.mesh, {k: np.asarray(v)[rows] for k, v in batch.items()}
+                placed, against = (
+                    None
+                    if fields is None
+                    else sharding.place(
+                        self.mesh, {k: np.asarray(v)[rows] for k, v in fields.items()}
+                    )
+                    for fields in (batch, negative)
                 )
                 keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
                 scale = jnp.float32(sampling.guidance)
-                x, film = sampler(self.params, self.arrays, placed, keys, sampling.points, scale)
+                given = (self.params, self.arrays, placed, keys, sampling.points, scale)
+                x, film, maps = sampler(*given, numbers, against)
                 kept = min(chunk, n - start)
                 yield Drawn(
-                    np.asarray(x)[:kept], None if film is None else np.asarray(film)[:, :kept]
+                    np.asarray(x)[:kept],
+                    None if film is None else np.asarray(film)[:, :kept],
+                    None if maps is None else np.asarray(maps)[:kept],
                 )
 
         return draw

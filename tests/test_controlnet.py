@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import tree
-from ldm_jax.diffusion import controls, guidance, process, targets
+from ldm_jax.diffusion import conditions, controls, guidance, process, targets
 from ldm_jax.models import controlnet, unet
 from ldm_jax.types import Cond, Control, Residuals
 from ldm_jax.weights import controlnet as their
@@ -164,17 +164,17 @@ def test_guidance_around_a_steered_network(silent_null):
 def test_residuals_are_doubled_by_guidance():
     own = Residuals((jnp.ones((2, 3, 1)),), jnp.arange(2.0).reshape(2, 1, 1))
     cond, null = Cond(residuals=own), Cond()
-    both = guidance.join(cond, null, 2).residuals
+    both = conditions.join((cond, null), 2).residuals
     assert both.skips[0].shape == (4, 3, 1)
     np.testing.assert_array_equal(both.mid.ravel(), [0, 1, 0, 1])
     other = jax.tree.map(lambda a: 5 + a[:1], own)
-    both = guidance.join(cond, null.replace(residuals=other), 2).residuals
+    both = conditions.join((cond, null.replace(residuals=other)), 2).residuals
     np.testing.assert_array_equal(both.mid.ravel(), [0, 1, 5, 5])
     with pytest.raises(ValueError, match=r"the residuals of the condition .* are not as many"):
-        guidance.join(null, cond, 2)
+        conditions.join((null, cond), 2)
     with pytest.raises(ValueError, match=r"the controls of the condition .* are not as many"):
-        guidance.join(
-            Cond(controls=(Control(hints[0]),)), Cond(controls=tuple(map(Control, hints))), 2
+        conditions.join(
+            (Cond(controls=(Control(hints[0]),)), Cond(controls=tuple(map(Control, hints)))), 2
         )
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion import guidance, process, targets
+from ldm_jax.diffusion import conditions, finishes, guidance, process, targets
 from ldm_jax.types import Cond
 from tests.exact import PATHS
 
@@ -55,7 +55,7 @@ def test_scale_1_is_the_model_and_0_the_unconditional_one():
 def test_scale_1_is_bitwise_the_conditional_half():
     """The batch is doubled, and nothing else: a network that treats rows alike gives the same bits."""
     doubled = DENOISE(
-        jnp.concatenate([X, X]), jnp.concatenate([T, T]), guidance.join(COND, NULL, B)
+        jnp.concatenate([X, X]), jnp.concatenate([T, T]), conditions.join((COND, NULL), B)
     )
     np.testing.assert_array_equal(guidance.cfg(DENOISE, NULL, 1.0)(X, T, COND).x0, doubled.x0[:B])
 
@@ -96,7 +96,7 @@ def test_token_lists_of_different_length_are_merged(masked):
 
 def test_tokens_without_masks_stay_without():
     plain = Cond(tokens=COND.tokens)
-    assert guidance.join(plain, plain, B).mask is None
+    assert conditions.join((plain, plain), B).mask is None
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_tokens_without_masks_stay_without():
 )
 def test_conditions_of_different_kinds_raise(cond, null):
     with pytest.raises(ValueError, match=r"has the field 'vector' and the .* has not"):
-        guidance.join(cond, null, B)
+        conditions.join((cond, null), B)
 
 
 def test_guided_predictions_still_explain_x_t():
-    denoise = guidance.cfg(DENOISE, NULL, 6.0, guidance.rescale(PATH, 0.7))
+    denoise = guidance.cfg(DENOISE, NULL, 6.0, finishes.rescale(PATH, 0.7))
     for d in (guidance.cfg(DENOISE, NULL, 6.0), denoise):
         x0, eps = d(X, T, COND)
         again = process.add_noise(PATH, x0, eps, T)
@@ -119,7 +119,7 @@ def test_rescale_restores_the_standard_deviation():
     positive = DENOISE(X, T, COND).x0
     plain = guidance.cfg(DENOISE, NULL, 6.0)(X, T, COND).x0
     zero, one = (
-        guidance.cfg(DENOISE, NULL, 6.0, guidance.rescale(PATH, phi))(X, T, COND).x0
+        guidance.cfg(DENOISE, NULL, 6.0, finishes.rescale(PATH, phi))(X, T, COND).x0
         for phi in (0.0, 1.0)
     )
     np.testing.assert_allclose(zero, plain, rtol=1e-5)

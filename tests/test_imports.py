@@ -22,13 +22,15 @@ LAYERS = {
     "weights": 3,
     "data": 2,
     "latent_diffusion": 4,
+    "guided": 5,
+    "heatmaps": 6,
     "training": 5,
-    "pipeline": 6,
-    "pretrained": 6,
-    "build": 7,
-    "cli": 7,
+    "pipeline": 7,
+    "pretrained": 7,
+    "build": 8,
+    "cli": 8,
 }
-ENTRY = 8  # benchmark, demo, evaluate, ...
+ENTRY = 9  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -42,13 +42,22 @@ def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
     return of.pipeline(config, Path(directory), step)
 
 
-def sampling(directory: str | Path, of: Pipeline, film: bool = False, **override: Any) -> Sampling:
+def sampling(
+    directory: str | Path,
+    of: Pipeline,
+    film: bool = False,
+    heatmaps: bool = False,
+    **override: Any,
+) -> Sampling:
     """How the run's config samples, with `override` of its solver, steps, spacing or guidance.
 
     Raises:
-      ValueError: an unknown solver or spacing ("did you mean").
+      ValueError: an unknown solver, spacing or guidance ("did you mean"), or heat maps of a model without words.
     """
-    return sampler.sampling(workdir.read_config(directory), of.model, film, **override)
+    how = sampler.sampling(workdir.read_config(directory), of.model, film, heatmaps, **override)
+    if heatmaps:
+        of.check_heatmaps()
+    return how
 
 
 def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, list[str]]:

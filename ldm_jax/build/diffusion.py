@@ -281,8 +281,10 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, shardings, step)
-    length = provided.get("length", 0)
-    texts = {} if trained is None else {"tokens": lambda rows: text.encode(trained, rows, length)}
+    length, texts, words = provided.get("length", 0), {}, None
+    if trained is not None:
+        texts["tokens"] = lambda rows: text.encode(trained, rows, length)
+        words = functools.partial(text.words, trained, length=length)
     return Pipeline(
         model=of,
         params=params,
@@ -292,5 +294,6 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
         step=at,
         config_hash=workdir.config_hash(config),
         texts=texts,
+        words=words,
         classes=workdir.classes(directory),
     )

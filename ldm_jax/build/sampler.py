@@ -6,10 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build.sections import check_arguments, checked, did_you_mean, parameters, section
+from ldm_jax import guided
+from ldm_jax.build.sections import (
+    check_arguments,
+    checked,
+    did_you_mean,
+    parameters,
+    plain,
+    section,
+)
 from ldm_jax.diffusion import samplers, solvers
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -17,7 +26,21 @@ from ldm_jax.pipeline import Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
-SAMPLER = dict(solver=str | dict, steps=int, spacing=str, guidance=float, rescale=float)
+SAMPLER = dict(solver=str | dict, steps=int, spacing=str, guidance=float | dict, rescale=float)
+WHERE = "sampler.guidance"
+GUIDANCE = dict(
+    scale=float,
+    rescale=float,
+    threshold=float,
+    limit=float,
+    interval=tuple[float, float],
+    two_passes=bool,
+    eta=float,
+    radius=float,
+    zero_steps=int,
+    strength=float,
+    blocks=tuple[str, ...],
+)
 
 
 def solver(value: Any, path: Path) -> samplers.Solver:
@@ -35,24 +58,74 @@ def solver(value: Any, path: Path) -> samplers.Solver:
     return solvers.make(name, path, **options)
 
 
-def sampling(
-    config: ConfigDict, of: LatentDiffusion, film: bool = False, **override: Any
-) -> Sampling:
-    """The config's sampler, with what a user overrides.
+def guidance(value: float | dict, steps: int) -> tuple[float, guided.How, dict[str, Any]]:
+    """The scale, the kind and the other numbers of guidance, from a scale or a section.
 
     Raises:
-      ValueError: an unknown solver or spacing ("did you mean"), or guidance of a model without conditions.
+      ValueError: an unknown kind or option ("did you mean"), or a value that is out of range.
     """
-    given = checked("sampler", config.sampler, SAMPLER, needed=("solver", "steps")) | override
-    if given.get("guidance", 1.0) != 1.0 and of.conditioner is None:
+    given = section(value if isinstance(value, dict) else {"name": "cfg", "scale": value}, WHERE)
+    name = given.pop("name")
+    if name not in guided.KINDS:
+        raise ValueError(f"there is no guidance {name!r}{did_you_mean(name, guided.KINDS)}")
+    takes = {k: GUIDANCE[k] for k in (*guided.COMMON, *guided.KINDS[name])}
+    numbers = guided.KINDS[name] | checked(WHERE, given, takes)
+    scale = float(numbers.pop("scale", 1.0))
+    how = guided.How(name, numbers.pop("blocks", ()), numbers.pop("two_passes", False))
+    ranges = {
+        "rescale": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+        "threshold": (lambda v: 0 < v <= 1, "above 0 and up to 1"),
+        "limit": (lambda v: v > 0 and "threshold" in numbers, "above 0, beside a threshold"),
+        "interval": (lambda v: v[0] < v[1], "a lower and a higher time, of 0 (data) to 1 (noise)"),
+        "radius": (lambda v: v > 0, "above 0"),
+        "zero_steps": (lambda v: 0 <= v < steps, f"from 0 to less than the {steps} steps"),
+    }
+    for key, (right, words) in ranges.items():
+        if key in numbers and not right(numbers[key]):
+            raise ValueError(f"{WHERE}.{key} = {numbers[key]} is out of range; give it {words}")
+    return scale, how, numbers
+
+
+def warn_of_drop(config: ConfigDict) -> None:
+    """Where guidance leads away from a null condition that was never trained."""
+    rates = plain(config.objective.get("drop", 0.0))
+    if "init" not in config and not any(rates.values() if isinstance(rates, dict) else [rates]):
+        logging.warning(
+            "guidance leads away from the null condition, which this model has never seen (objective.drop = 0); "
+            "expect worse pictures than without, or train with objective.drop = 0.1"
+        )
+
+
+def sampling(
+    config: ConfigDict,
+    of: LatentDiffusion,
+    film: bool = False,
+    heatmaps: bool = False,
+    **override: Any,
+) -> Sampling:
+    """The config's sampler, with what a user overrides; a number as guidance is the scale, whatever its kind.
+
+    Raises:
+      ValueError: an unknown solver, spacing or guidance ("did you mean"), or guidance of a model without conditions.
+    """
+    given = checked("sampler", config.sampler, SAMPLER, needed=("solver", "steps"))
+    before, new = given.get("guidance", 1.0), override.get("guidance")
+    if isinstance(before, dict) and isinstance(new, float | int):
+        override["guidance"] = before | {"scale": float(new)}
+    given |= override
+    scale, how, numbers = guidance(given.get("guidance", 1.0), given["steps"])
+    if scale != 1.0 and of.conditioner is None:
         raise ValueError(
             "this model is unconditional, so there is nothing to guide it by; leave guidance out"
         )
+    if scale != 1.0:
+        warn_of_drop(config)
+    if given.get("rescale", 0.0):
+        numbers["rescale"] = given["rescale"]
     walk = solver(given["solver"], of.path)
     points = samplers.grid(of.path, given["steps"], given.get("spacing", "uniform"))
     about = {k: str(v) for k, v in given.items()}
-    scale, phi = float(given.get("guidance", 1.0)), float(given.get("rescale", 0.0))
-    return Sampling(walk, points, scale, phi, film, tuple(about.items()))
+    return Sampling(walk, points, scale, film, heatmaps, how, numbers, tuple(about.items()))
 
 
 def drawer(
@@ -72,7 +145,7 @@ def drawer(
 
     def draw(params, frozen):
         scale = jnp.float32(how.guidance)
-        x, _ = sample(params, frozen, placed, keys, how.points, scale)
-        return np.asarray(x)[:count]
+        drawn = sample(params, frozen, placed, keys, how.points, scale, how.traced())
+        return np.asarray(drawn.x)[:count]
 
     return draw

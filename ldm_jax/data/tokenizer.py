@@ -125,6 +125,26 @@ def encode(
     return rows
 
 
+def words(
+    tokenizer: tokenizers.Tokenizer, text: str, length: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """The words of a text in order, as they are written, each with the positions of its tokens in the row of `encode`.
+
+    Words that the row has no room for are not among them.
+    """
+    found = tokenizer.encode(text)
+    room = length if len(found.ids) <= length else length - 1  # a cut row ends with [EOS]
+    at, spans = {}, {}
+    for position, (word, span) in enumerate(zip(found.word_ids, found.offsets, strict=True)):
+        if word is not None and position < room:
+            at.setdefault(word, []).append(position)
+            spans.setdefault(word, []).append(span)
+    return [
+        (text[spans[word][0][0] : spans[word][-1][1]], tuple(positions))
+        for word, positions in at.items()
+    ]
+
+
 def null_ids(tokenizer: tokenizers.Tokenizer, length: int) -> Int[np.ndarray, " {length}"]:
     """The row of the empty prompt."""
     return encode(tokenizer, [""], length)[0]

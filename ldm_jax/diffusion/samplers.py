@@ -20,6 +20,7 @@ from ldm_jax.diffusion.process import Data, Path, Point, over
 from ldm_jax.types import Cond, Denoiser, Prediction
 
 SPACINGS = ("uniform", "karras", "log_snr", "leading", "trailing", "linspace")
+Keep = Literal["x0", "x"]
 Step = tuple[Data, Any, Data]  # x at q, the memory for the next step, the x0 estimated at p
 
 
@@ -142,9 +143,11 @@ def sample(
     x_T: Data,
     rng: Source,
     cond: Cond,
-    keep: Literal["x0"] | None = None,
-) -> tuple[Data, Float[Array, "steps b *space c"] | None]:
-    """Walks `x_T` down the grid; returns x at its end and, if keep="x0", each step's estimate of x0.
+    keep: Keep | tuple[Keep, ...] | None = None,
+) -> tuple[Data, Any]:
+    """Walks `x_T` down the grid; returns x at its end and what was to be kept of each step, [steps b *space c].
+
+    That is keep="x0", the estimate of x0, "x", where the step began, or a tuple of these.
 
     The values of the grid are scalars, [steps + 1], or one a sample, [steps + 1, b]. `rng` is a
     key, one key a sample, [b], or the noise of every step, [steps b *space c].
@@ -164,7 +167,7 @@ def sample(
         source, p, q = inputs
         source = source if given else fold(rng, source)
         x, memory, x0 = solver.step(asked, carry[0], p, q, carry[1], source)
-        return (x, memory), x0 if keep == "x0" else None
+        return (x, memory), jax.tree.map({"x0": x0, "x": carry[0]}.get, keep)
 
     fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
     x_T = x_T.astype(points.alpha.dtype)

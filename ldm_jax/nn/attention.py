@@ -53,7 +53,18 @@ def _attend_per_head(
     q: Array, k: Array, v: Array, mask: Array | None, causal: bool = False
 ) -> Array:
     # Heads go before positions: the products are then plain batches of matrices, which is faster on the CPU.
-    q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))
+    weights = probabilities(q, k, mask, causal).astype(v.dtype)
+    return jnp.swapaxes(jnp.einsum("bhnm,bhmd->bhnd", weights, jnp.swapaxes(v, 1, 2)), 1, 2)
+
+
+def probabilities(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    mask: Bool[Array, "b m"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "b h n m"]:
+    """What each query takes of each key, in float32; sums to one over the keys. See `attend`."""
+    q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
     scale = q.shape[-1] ** -0.5
     logits = jnp.einsum("bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -61,8 +72,7 @@ def _attend_per_head(
     if causal:
         # Below what a masked key has, so that a query whose own keys are all masked stays among them.
         logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("bhnm,bhmd->bhnd", weights, v), 1, 2)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 class Attention(nn.Module):
@@ -89,9 +99,19 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
         q, k, v = project("q", x), project("k", source), project("v", source)
-        y = attend(q, k, v, mask, self.causal)
+        y = self.mix(q, k, v, mask)
         out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero)
         return out(y.reshape(*x.shape[:2], -1))
+
+    def mix(
+        self,
+        q: Float[Array, "b n h d"],
+        k: Float[Array, "b m h d"],
+        v: Float[Array, "b m h d"],
+        mask: Bool[Array, "b m"] | None,
+    ) -> Float[Array, "b n h d"]:
+        """The values that each query reads; a method so that `taps` can see and change it from outside."""
+        return attend(q, k, v, mask, self.causal)
 
 
 class AttentionBlock(nn.Module):

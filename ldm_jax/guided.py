@@ -1,0 +1,118 @@
+"""The guidance of a latent diffusion model by name, with its numbers traced: from what users say to a `Denoiser`.
+
+    cfg         classifier-free guidance                 scale
+    apg         projected                                scale, eta, radius
+    zero_star   CFG-Zero*, for flows                     scale, zero_steps
+    pag         beside it, perturbed self-attention      scale, strength, blocks
+    sag         beside it, blurred where it attends      scale, strength, blocks
+
+and with each of them `rescale`, `threshold` with its `limit`, `interval`, two_passes. Which of these are given decides
+what is compiled, their values do not. A scale of 1 is no classifier-free guidance, and costs none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ldm_jax.diffusion import blurring, finishes, guidance, process, samplers
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn import taps
+from ldm_jax.types import Cond, Denoiser, Params, Prediction
+
+# The options of each kind beside the common ones, with what they are where they are not given.
+KINDS: dict[str, dict[str, Any]] = {
+    "cfg": {},
+    "apg": dict(eta=0.0, radius=jnp.inf),
+    "zero_star": dict(zero_steps=1),
+    "pag": dict(strength=3.0, blocks=("mid",)),
+    "sag": dict(strength=0.75, blocks=("mid",)),
+}
+COMMON = ("scale", "rescale", "threshold", "limit", "interval", "two_passes")
+
+
+@dataclass(frozen=True)
+class How:
+    """The settings of which another value is another program."""
+
+    name: str = "cfg"
+    blocks: tuple[str, ...] = ()  # of pag and sag, see `taps`
+    two_passes: bool = False  # instead of a doubled batch: slower, in half the memory
+
+
+def denoiser(
+    model: LatentDiffusion,
+    how: How,
+    params: Params,
+    null: Cond | None,
+    scale: ArrayLike,
+    numbers: Mapping[str, Any],
+    points: samplers.Point,
+) -> Denoiser:
+    """The model's denoiser, guided; `null` is None for no classifier-free guidance.
+
+    `numbers` has the other options that were given, scalars or one a sample, "interval" as a pair of times.
+    """
+    path, plain, finish = model.path, model.denoiser(params), []
+    if how.name == "apg":
+        finish.append(finishes.apg(path, numbers["eta"], numbers["radius"]))
+    if how.name == "zero_star":
+        finish.append(finishes.zero_star(path))
+    if how.name == "pag":
+        perturbed = taps.with_identity(model.raw(params), how.blocks)
+        weak = process.make_denoiser(perturbed, path, model.target)
+        finish.append(finishes.further(weak, numbers["strength"]))
+    if "rescale" in numbers:
+        finish.append(finishes.rescale(path, numbers["rescale"]))
+    if "threshold" in numbers:
+        limit = numbers.get("limit", 1.0)
+        finish.append(finishes.threshold(path, numbers["threshold"], limit))
+    if how.name == "sag":
+        look = self_attention(model, params, how.blocks)
+        made = blurring.sag(look, path, numbers["strength"], null, scale, *finish)
+    elif null is None:
+        made = guidance.finished(plain, *finish) if finish else plain
+    else:
+        made = guidance.cfg(plain, null, scale, *finish, batched=not how.two_passes)
+    if "interval" in numbers:
+        made = guidance.interval(made, plain, *numbers["interval"])
+    if "zero_steps" in numbers:
+        first = points.t[numbers["zero_steps"]]
+        made = guidance.interval(guidance.still(path), made, first, jnp.inf)
+    return made
+
+
+def looking(
+    model: LatentDiffusion, params: Params, of_tokens: bool, blocks: tuple[str, ...] = (".*",)
+) -> Callable[..., tuple[Prediction, taps.Maps]]:
+    """`(x_t, t, cond) -> (prediction, maps)`, of attention to tokens or between positions; see `taps.with_maps`."""
+    tapped = taps.with_maps(model.raw(params), of_tokens, blocks)
+
+    def look(x_t, t, cond):
+        found = []
+
+        def network(*args):
+            out, maps = tapped(*args)
+            found.append(maps)
+            return out
+
+        prediction = process.make_denoiser(network, model.path, model.target)(x_t, t, cond)
+        return prediction, found[0]
+
+    return look
+
+
+def self_attention(
+    model: LatentDiffusion, params: Params, blocks: tuple[str, ...]
+) -> Callable[..., tuple[Prediction, Float[Array, "b *coarse"]]]:
+    """`(x_t, t, cond) -> (prediction, how much each position is attended to)`, in the first of these blocks."""
+    look = looking(model, params, False, blocks)
+
+    def read(x_t, t, cond):
+        prediction, maps = look(x_t, t, cond)
+        return prediction, taps.received(next(iter(maps.values())))
+
+    return read
