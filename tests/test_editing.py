@@ -115,10 +115,9 @@ def test_known_data_are_put_back_with_one_noise_or_with_new_ones():
 
     def way(eps):
         solver = inpainting.blended(solvers.ddim(1.0), X0, mask, eps)
-        walk = inversion.states(solver)
-        return samplers.sample(denoise, walk, points, eps_T, noises, NO_COND, keep="x0")[1]
+        return samplers.sample(denoise, solver, points, x_T, noises, NO_COND, keep="x")[1][1:]
 
-    eps_T = eps
+    x_T = eps
     fixed, fresh = way(eps), way(None)
     for i, (a, b) in enumerate(zip(fixed, fresh, strict=True)):
         p = Point(*(v[i + 1] for v in points))
@@ -262,13 +261,12 @@ def test_diffedit_finds_where_conditions_differ_and_changes_nothing_else():
         up = inversion.implicit(10)
         x, way = inversion.invert(denoise, points, X0, other, up)
         solver = diffedit.followed(solvers.ddim(), way, mask)
-        walk = inversion.states(solver)
-        return mask, way, samplers.sample(denoise, walk, points, x, key, cond, keep="x0")
+        return mask, way, samplers.sample(denoise, solver, points, x, key, cond, keep="x")
 
     mask, way, (x, states) = edit(KEY)
     np.testing.assert_array_equal(mask, jnp.broadcast_to(right, mask.shape))
     np.testing.assert_array_equal(x[:, :2], X0[:, :2])
-    np.testing.assert_array_equal(states[:, :, :2], way[1:, :, :2])
+    np.testing.assert_array_equal(states[:, :, :2], way[:-1, :, :2])
     # The noisy end, which is not quite pure noise, is kept.
     np.testing.assert_allclose(x[:, 2:], X0[:, 2:] + 2, atol=0.2)
     some = jnp.float32([[0.0, 0.0, 4.0, 4.0]])[..., None]

@@ -52,6 +52,8 @@ def followed(
 ) -> Solver:
     """The solver, after each of whose steps x is, where the mask is 0, what `way` has at that level of the grid.
 
+    It counts the steps: on a grid that is `editing.cut` the solver inside is the `editing.resting` one.
+
     diffusers blends with the level before the step instead, one too noisy, so that what it keeps ends noised.
     """
 

@@ -75,16 +75,6 @@ def rising(solver: Solver) -> Solver:
     return Solver(solver.init, step)
 
 
-def states(solver: Solver) -> Solver:
-    """The solver, which tells x after each step in place of its estimates of x0 (`sample`'s keep="x0")."""
-
-    def step(denoise, x, p, q, memory, rng):
-        after, memory, _ = solver.step(denoise, x, p, q, memory, rng)
-        return after, memory, after
-
-    return Solver(solver.init, step)
-
-
 def invert(
     denoise: Denoiser, points: Point, x0: Data, cond: Cond, solver: Solver | None = None
 ) -> tuple[Data, Float[Array, "levels b *space c"]]:
@@ -93,11 +83,9 @@ def invert(
     `points` is the grid of the way down; `solver` is deterministic: `implicit()` where none is given, or
     `rising(solvers.euler())`, `rising(solvers.heun())`; within `editing.resting` where the grid is `editing.cut`.
     """
-    walk = states(solver or implicit())
-    x_T, way = samplers.sample(
-        denoise, walk, upwards(points), x0, jax.random.key(0), cond, keep="x0"
-    )
-    return x_T, jnp.concatenate([way[::-1], x0[None].astype(way.dtype)])
+    up, key = upwards(points), jax.random.key(0)
+    x_T, way = samplers.sample(denoise, solver or implicit(), up, x0, key, cond, keep="x")
+    return x_T, jnp.concatenate([x_T[None], way[::-1]])
 
 
 class Inverted(NamedTuple):
