@@ -175,7 +175,7 @@ def test_inversion_and_back(name):
     """Once is of first order, the fixed point exact, Heun's of second; clean data are no special case."""
     path = PATHS[name]
     denoise = gaussian(path, MEAN, COV)
-    ways = {"once": inversion.implicit(), "often": inversion.implicit(30)}
+    ways = {"once": inversion.implicit(), "often": inversion.implicit(100)}
     if name == "rectified_flow":
         ways["heun"] = inversion.rising(solvers.heun())
 

@@ -16,121 +16,124 @@ X, MASKS = pictures(), np.zeros((2, 16, 16), np.float32)
 MASKS[:, 4:10, 8:] = 1
 
 
+SMALL = dict(
+    block_out_channels=[8],
+    down_block_types=["CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D"],
+)
+# Programs are compiled once for many tests: one number of steps, no guidance unless it matters.
+PLAIN = dict(steps=STEPS, guidance=1.0)
+
+
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
-    folder = reduced.write(tmp_path_factory.mktemp("edits") / "sd")
+    """A model of one level."""
+    folder = reduced.write(tmp_path_factory.mktemp("edits") / "sd", **SMALL)
     return from_pretrained(folder, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 def test_inpainting_with_any_model(pipe, caplog):
-    """The rest of the picture is exactly the given one; masks, prompts, seeds and strengths do not compile anew."""
+    """The rest of the picture is exactly the given one; masks, seeds and prompts do not compile anew."""
     kept = MASKS == 0
 
-    def paint(**options):
-        return pipe.inpaint(PROMPTS, X, options.pop("masks", MASKS), steps=STEPS, **options)
+    def paint(masks=MASKS, **options):
+        return pipe.inpaint(PROMPTS, X, masks, **PLAIN | options)
 
     new = paint()
     np.testing.assert_array_equal(new[kept], X[kept])
     assert np.abs(new[~kept] - X[~kept]).max() > 0.1
     found = []
-    assert (
-        compiled(caplog, lambda: found.append(paint(masks=1 - MASKS, seed=3, guidance=2.0))) == []
-    )
+    pipe.encode(X)
+    assert compiled(caplog, lambda: found.append(paint(1 - MASKS, seed=3))) == []
     np.testing.assert_array_equal(found[0][~kept], X[~kept])
-    assert "jit(draw)" not in compiled(caplog, lambda: paint(strength=0.5))
+    weak = paint(strength=0.5)
+    assert np.abs(weak - new)[~kept].max() > 0.01
     # Without pasting, what is kept has passed the autoencoder.
-    through = paint(masks=np.zeros_like(MASKS), exact=False)
+    through = paint(np.zeros_like(MASKS), exact=False)
     np.testing.assert_allclose(through, pipe.decode(pipe.encode(X)), rtol=1e-4, atol=1e-4)
-
-
-def test_repaint_and_margins(pipe):
-    new = pipe.inpaint(PROMPTS, X, MASKS, steps=STEPS, solver="ddpm", repaint=(2, 2))
-    np.testing.assert_array_equal(new[MASKS == 0], X[MASKS == 0])
-    plain = pipe.inpaint(PROMPTS, X, MASKS, steps=STEPS, solver="ddpm")
-    assert np.abs(new - plain).max() > 0.01
-    large = pipe.outpaint(PROMPTS, X, (0, 0, 4, 2), steps=STEPS)
-    assert large.shape == (2, 16, 22, 3)
-    np.testing.assert_array_equal(large[:, :, 4:20], X)
+    # Margins are a mask as well.
+    large = pipe.outpaint(PROMPTS, X[:, :, :10], (0, 0, 4, 2), **PLAIN)
+    assert large.shape == X.shape
+    np.testing.assert_array_equal(large[:, :, 4:14], X[:, :, :10])
+    again = pipe.inpaint(PROMPTS, X, MASKS, solver="ddpm", repaint=(2, 2), **PLAIN)
+    np.testing.assert_array_equal(again[kept], X[kept])
+    assert np.abs(again - new)[~kept].max() > 0.01
 
 
 def test_inversions_bring_images_back(pipe):
     back = pipe.decode(pipe.encode(X))
-    errors = []
-    for iterations in (1, 20):
-        z = pipe.invert(X, PROMPTS, steps=8, iterations=iterations)
-        assert z.shape == (2, 8, 8, 4)
-        again = pipe.text_to_image(PROMPTS, latents=z, steps=8, guidance=1.0)
-        errors.append(np.abs(again - back).mean() / np.abs(back).mean())
-    assert errors[1] < errors[0] / 3, errors
-    same = pipe.edit(PROMPTS, X, PROMPTS, steps=STEPS, strength=0.75, guidance=3.5)
-    np.testing.assert_allclose(same, back, rtol=1e-3, atol=1e-3)
-    other = pipe.edit(PROMPTS[::-1], X, PROMPTS, steps=STEPS, strength=0.75)
+    # Estimates of the noise that vary less than the latents: only then can steps be inverted.
+    network = dict(pipe.params["network"])
+    network["conv_out"] = jax.tree.map(lambda a: a / 300, network["conv_out"])
+    tame = pipe.with_params({"unet": network})
+    z = tame.invert(X, PROMPTS, steps=STEPS)
+    assert z.shape == (2, 8, 8, 4)
+    again = tame.text_to_image(PROMPTS, latents=z, **PLAIN)
+    assert np.abs(again - back).mean() < 0.1 * np.abs(back).mean()
+    same = dict(steps=STEPS, guidance=1.0, source_guidance=1.0)
+    brought = pipe.edit(PROMPTS, X, PROMPTS, strength=0.75, **same)
+    np.testing.assert_allclose(brought, back, rtol=1e-3, atol=1e-3)
+    other = pipe.edit(PROMPTS[::-1], X, PROMPTS, strength=0.75, **same)
     assert np.abs(other - back).max() > 0.01
-    # The more is taken, the more changes; one strength for each image.
-    each = pipe.edit(PROMPTS[::-1], X, PROMPTS, steps=STEPS, strength=(0.25, 0.75))
-    np.testing.assert_allclose(each[1], other[1], rtol=1e-3, atol=1e-3)
-    assert np.abs(each[0] - back[0]).mean() < np.abs(other[0] - back[0]).mean()
 
 
 def test_diffedit(pipe):
-    found = pipe.diffedit(PROMPTS[::-1], X, PROMPTS, steps=STEPS, maps=2, limit=2.5)
+    found = pipe.diffedit(PROMPTS[::-1], X, PROMPTS, maps=2, limit=2.5, **PLAIN)
     changed = (found != X).any(-1).mean()
     assert 0.01 < changed < 0.9
-    given = pipe.diffedit(PROMPTS[::-1], X, PROMPTS, masks=MASKS, steps=STEPS)
+    given = pipe.diffedit(PROMPTS[::-1], X, PROMPTS, masks=MASKS, **PLAIN)
     np.testing.assert_array_equal(given[MASKS == 0], X[MASKS == 0])
     assert np.abs(given - X).max() > 0.1
 
 
 def test_interpolation(pipe):
-    frames = pipe.interpolate(PROMPTS, 3, seeds=(5, 9), steps=STEPS)
+    frames = pipe.interpolate(PROMPTS, 3, seeds=(5, 6), **PLAIN)
     assert frames.shape == (3, 16, 16, 3)
-    for i, (prompt, seed) in enumerate(zip(PROMPTS, (5, 9), strict=True)):
-        end = pipe.text_to_image(prompt, steps=STEPS, seed=seed)[0]
-        np.testing.assert_allclose(frames[2 * i], end, rtol=1e-3, atol=1e-3)
+    ends = pipe.text_to_image(PROMPTS, seed=5, **PLAIN)
+    np.testing.assert_allclose(frames[::2], ends, rtol=1e-3, atol=1e-3)
 
 
-def test_large_pictures(pipe, caplog):
-    wide = pipe.panorama(PROMPTS, 16, 36, steps=STEPS)
-    assert wide.shape == (2, 16, 36, 3)
+def test_large_pictures(pipe):
+    wide = pipe.panorama(PROMPTS, 16, 28, **PLAIN)
+    assert wide.shape == (2, 16, 28, 3)
     assert np.isfinite(wide).all()
-    # In one window it is the plain picture.
-    one = pipe.panorama(PROMPTS, 16, 16, steps=STEPS)
-    np.testing.assert_allclose(one, pipe.text_to_image(PROMPTS, steps=STEPS), rtol=1e-4, atol=1e-4)
-    large = pipe.high_resolution(PROMPTS, X, 24, 24, steps=STEPS)
-    assert large.shape == (2, 24, 24, 3)
-    parts = pipe.high_resolution(PROMPTS, X, 24, 24, steps=STEPS, window=16)
-    assert np.abs(parts - large).max() > 1e-3
+    assert np.abs(wide - pipe.panorama(PROMPTS, 16, 28, seed=1, **PLAIN)).max() > 0.1
+    parts = pipe.high_resolution(PROMPTS, X, 16, 28, window=16, **PLAIN)
+    assert parts.shape == (2, 16, 28, 3)
+    assert np.abs(parts - wide).max() > 0.1
+    # At its own size and in one piece it is image_to_image.
+    one = pipe.high_resolution(PROMPTS, X, 16, 16, strength=0.5, **PLAIN)
+    same = pipe.image_to_image(PROMPTS, X, strength=0.5, **PLAIN)
+    np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-4)
+    each = pipe.image_to_image(PROMPTS, X, strength=(0.5, 1.0), **PLAIN)
+    np.testing.assert_allclose(each[0], same[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(each[1] - same[1]).max() > 0.01
 
 
 def test_an_autoencoder_in_tiles(pipe, caplog):
-    z = np.random.default_rng(0).standard_normal((1, 12, 20, 4)).astype(np.float32)
+    z = np.random.default_rng(0).standard_normal((2, 8, 14, 4)).astype(np.float32)
     tiled = pipe.with_tiles(8, 4)
     whole, parts = pipe.decode(z), tiled.decode(z)
     assert 0 < np.abs(parts - whole).mean() < 0.3 * np.abs(whole).mean()
-    x = pictures(1, 40)
-    assert tiled.encode(x).shape == pipe.encode(x).shape
-    np.testing.assert_array_equal(tiled.decode(z[:, :8, :8]), pipe.decode(z[:, :8, :8]))
     assert compiled(caplog, lambda: pipe.with_tiles(8, 4).decode(z)) == []
+    x = np.concatenate([X, X[:, :, :12]], axis=2)
+    assert tiled.encode(x).shape == (2, 8, 14, 4)
 
 
 def test_seamless(pipe):
     """Rolled noise gives the rolled picture, along the axis that was asked for."""
-    z = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype(np.float32)
-
-    def draw(model, z):
-        return model.text_to_image(PROMPTS[0], latents=z, steps=STEPS)
-
-    pipe.text_to_image(PROMPTS[0], latents=z, steps=STEPS)  # its blocks were traced without
+    z = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
+    pipe.text_to_image(PROMPTS, **PLAIN)  # blocks that were traced without are not taken for these
     ring = pipe.seamless(height=False)
-    picture = draw(ring, z)
-    np.testing.assert_allclose(
-        draw(ring, np.roll(z, 4, 2)), np.roll(picture, 8, 2), rtol=1e-3, atol=1e-3
-    )
-    assert np.abs(draw(ring, np.roll(z, 4, 1)) - np.roll(picture, 8, 1)).max() > 0.01
-    x = pictures(1)
-    np.testing.assert_allclose(
-        ring.encode(np.roll(x, 8, 2)), np.roll(ring.encode(x), 4, 2), rtol=1e-3, atol=1e-3
-    )
+
+    def draw(z):
+        return ring.text_to_image(PROMPTS, latents=z, **PLAIN)
+
+    picture = draw(z)
+    np.testing.assert_allclose(draw(np.roll(z, 4, 2)), np.roll(picture, 8, 2), atol=1e-3)
+    assert np.abs(draw(np.roll(z, 4, 1)) - np.roll(picture, 8, 1)).max() > 0.01
+    rolled = ring.encode(np.roll(X, 8, 2))
+    np.testing.assert_allclose(rolled, np.roll(ring.encode(X), 4, 2), atol=1e-3)
 
 
 # name: verb, arguments, options, what the error says

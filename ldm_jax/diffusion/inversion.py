@@ -31,9 +31,10 @@ def implicit(iterations: int = 1) -> Solver:
         x_q = alpha_q x0 + sigma_q eps,   x0 = (x_p - sigma_p eps) / alpha_p,   eps = eps(x_p, t_q)
 
     is what DDIM inversion commonly means (Mokady et al. 2023, eq. 3; diffusers' DDIMInverseScheduler, for models that
-    predict eps). Further iterations go to the fixed point of x_q = x_p + (alpha_q - alpha_p) x0(x_q, t_q) + (sigma_q -
-    sigma_p) eps(x_q, t_q), which is the exact inverse (Pan et al. 2023 iterate likewise). The network is asked at the
-    noisier end, so that clean data are no special case. Order 1, one call an iteration.
+    predict eps). Each further iteration has the x_q so far in place of x_p in eps(x_p, t_q); where the estimates vary
+    less than x they go to the exact inverse (Pan et al. 2023). In a step to pure noise, which is all eps there, x0 is
+    what is read of the network. It is asked at the noisier end, so that clean data are no special case. Order 1, one
+    call an iteration.
 
     Raises:
       ValueError: fewer than one iteration.
@@ -42,19 +43,20 @@ def implicit(iterations: int = 1) -> Solver:
         raise ValueError(f"{iterations} iterations cannot invert a step; give at least 1")
 
     def step(denoise, x, p, q, memory, rng):
-        # As wide as data of unit variance are there: on variance-preserving paths x itself.
-        width = jnp.hypot(q.alpha, q.sigma) / jnp.hypot(p.alpha, p.sigma)
-        eps = denoise(over(width, x) * x, q.t).eps
-        x0 = (x - over(p.sigma, x) * eps) / over(p.alpha, x)
+        pure, dirty = q.alpha == 0, p.sigma > 0
 
         def closer(_, found):
             x0, eps = denoise(found[0], q.t)
-            d_alpha, d_sigma = over(q.alpha - p.alpha, x), over(q.sigma - p.sigma, x)
-            return x + d_alpha * x0 + d_sigma * eps, x0
+            of_eps = (x - over(p.sigma, x) * eps) / over(p.alpha, x)
+            of_x0 = (x - over(p.alpha, x) * x0) / over(jnp.where(dirty, p.sigma, 1), x)
+            x0 = jnp.where(over(pure, x), x0, of_eps)
+            eps = jnp.where(over(pure & dirty, x), of_x0, eps)
+            return over(q.alpha, x) * x0 + over(q.sigma, x) * eps, x0
 
-        x_q = over(q.alpha, x) * x0 + over(q.sigma, x) * eps
-        if iterations > 1:
-            x_q, x0 = lax.fori_loop(1, iterations, closer, (x_q, x0))
+        # As wide as data of unit variance are there: on variance-preserving paths x itself.
+        width = jnp.hypot(q.alpha, q.sigma) / jnp.hypot(p.alpha, p.sigma)
+        found = closer(0, (over(width, x) * x, x))
+        x_q, x0 = lax.fori_loop(1, iterations, closer, found) if iterations > 1 else found
         return x_q, memory, x0
 
     return Solver(lambda x: (), step)

@@ -236,7 +236,7 @@ def diffedit(
 
 def interpolate(
     pipe: Any,
-    prompts: tuple[str, str],
+    prompts: Sequence[str],
     n: int = 8,
     negative_prompt: str | None = None,
     *,

@@ -171,8 +171,10 @@ def controls(
             f"{len(hints)} hints for {len(pipe.controlnets)} ControlNets; give one for each "
             "(from_pretrained(..., controlnets=[...]) loads them)"
         )
+    if not hints:
+        return {}
     t, alpha, sigma = map(np.asarray, at)
-    if hints and t.ndim > 1:
+    if t.ndim > 1:
         raise ValueError("hints need one strength for all images, and several were given")
     clock = t[:-1][(np.diff(alpha) != 0) | (np.diff(sigma) != 0)] * (pipe.model.path.steps - 1)
     steps = len(clock)  # those that lead on
@@ -185,7 +187,7 @@ def controls(
         asked = [i for i in range(steps) if i / steps >= hint.start and (i + 1) / steps <= hint.end]
         lo, hi = (clock[asked[-1]], clock[asked[0]]) if asked else (np.inf, -np.inf)
         found.append(Control(hint.images, *map(jnp.float32, (hint.scale, lo - 0.5, hi + 0.5))))
-    return {"controls": tuple(found)} if found else {}
+    return {"controls": tuple(found)}
 
 
 def only(pipe: Any, verb: str, spatial: int) -> None:
