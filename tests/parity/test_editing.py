@@ -93,7 +93,6 @@ def test_ddim_inversion(to_one):
     for t in scheduler.timesteps:
         theirs = scheduler.step(linear(theirs, t), t, theirs).prev_sample
     points = samplers.grid(PATH, 10, "leading", to_one, offset=1)
-    # Theirs takes the entries t - stride for where it stands; the grid has t itself, an entry later at the clean end.
     ours, _ = jax.jit(lambda x: inversion.invert(denoise, points, x, Cond()))(x0)
     assert np.abs(ours - last(theirs)).max() < 1e-4 * np.abs(theirs).max()
 
