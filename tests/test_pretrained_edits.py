@@ -162,6 +162,15 @@ WRONG = {
     "windows": ("panorama", (PROMPTS, 16, 32), dict(overlap=16), "cannot overlap by 16 pixels"),
     "a large size": ("panorama", (PROMPTS, 16, 33), {}, r"the nearest that works is \(16, 32\)"),
     "a smaller size": ("high_resolution", (PROMPTS, X, 8, 8), {}, "is smaller than the images"),
+    "pairs": ("prompt_to_prompt", ("a", PROMPTS), {}, "1 source prompts and 2 prompts"),
+    "a noisy pair": ("prompt_to_prompt", ("a", "b"), dict(solver="ddpm"), "pairs need the same"),
+    "a share": ("prompt_to_prompt", ("a", "b"), dict(cross=1.2), r"cross=1.2 must be in \[0, 1\]"),
+    "a word": (
+        "prompt_to_prompt",
+        ("a", "b"),
+        dict(weights={"cat": 2.0}),
+        "the word 'cat' is in none of the prompts",
+    ),
     "tiles": ("with_tiles", (8, 8), {}, "tiles of 8 cannot overlap by 8"),
     "no axis": ("seamless", (False, False), {}, "make nothing seamless"),
 }
@@ -186,3 +195,17 @@ def test_tiles_and_a_torus_exclude_each_other(pipe):
         pipe.with_tiles(8, 4).seamless()
     with pytest.raises(ValueError, match="cannot work in tiles"):
         pipe.seamless().with_tiles(8, 4)
+
+
+def test_prompt_to_prompt(pipe):
+    same, again = pipe.prompt_to_prompt(PROMPTS[0], PROMPTS[0], **PLAIN)
+    np.testing.assert_allclose(same, again, rtol=1e-4, atol=1e-4)
+    source, edited = pipe.prompt_to_prompt(PROMPTS[0], "a red on a mat", cross=1.0, **PLAIN)
+    _, free = pipe.prompt_to_prompt(PROMPTS[0], "a red on a mat", cross=0.0, own=0.0, **PLAIN)
+    np.testing.assert_allclose(source, same, rtol=1e-4, atol=1e-4)
+    assert np.abs(edited - source).max() > 1e-3
+    assert np.abs(edited - free).max() > 1e-3
+    _, more = pipe.prompt_to_prompt(
+        PROMPTS[0], "a red on a mat", cross=1.0, weights={"red": 4.0}, **PLAIN
+    )
+    assert np.abs(more - edited).max() > 1e-3

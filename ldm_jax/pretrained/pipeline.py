@@ -26,6 +26,7 @@ from ldm_jax.pretrained import (
     save,
     variations,
     verbs,
+    words,
 )
 from ldm_jax.pretrained.components import Component
 from ldm_jax.types import Cond, Params
@@ -152,6 +153,7 @@ class Pretrained:
     invert = edits.invert
     edit = edits.edit
     diffedit = edits.diffedit
+    prompt_to_prompt = words.prompt_to_prompt
     interpolate = edits.interpolate
     panorama = large.panorama
     high_resolution = large.high_resolution

@@ -23,7 +23,7 @@ from ldm_jax.diffusion import (
 from ldm_jax.diffusion.samplers import Solver
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import clip
-from ldm_jax.nn import seamless
+from ldm_jax.nn import prompt_to_prompt, seamless
 from ldm_jax.types import Cond, Denoiser, Params
 
 
@@ -50,6 +50,7 @@ def denoiser(
     negative: dict[str, Any],
     extra: dict[str, Any],
     scales: tuple[Array, Array],
+    exchange: prompt_to_prompt.Exchange | None = None,
 ) -> tuple[Denoiser, Cond]:
     """The model's denoiser, steered and guided, and the condition; `extra` are further fields of all conditions."""
 
@@ -58,6 +59,8 @@ def denoiser(
 
     cond = model.condition(params, batch).replace(**extra)
     network = model.raw(params)
+    if exchange is not None:
+        network = prompt_to_prompt.exchanging(network, exchange)
     if controlnets:
         nets = zip(controlnets, params["controls"], strict=True)
         network = controls.with_controls(network, *(steer(*pair) for pair in nets))
@@ -95,13 +98,14 @@ def sampler(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) 
     """`(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept) -> images`.
 
     `extra` are fields of the condition, `kept` what is kept of edited data, see `walker`; also "known" and "mask" alone
-    say what latents are in the end, "rest" is added to them, and "cond" are fields of the positive condition only.
+    say what latents are in the end, "rest" is added to them, "cond" are fields of the positive condition only, and
+    "exchange" is for `nn.prompt_to_prompt`.
     """
 
     @jax.jit
     def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept):
         given = (params, batch, negative, extra, scales)
-        denoise, cond = denoiser(model, controlnets, built, *given)
+        denoise, cond = denoiser(model, controlnets, built, *given, kept.get("exchange"))
         cond = cond.replace(**kept.get("cond", {}))
         walk = walker(model, built.solver, eta, kept)
         z, _ = samplers.sample(denoise, walk, points, start, noise, cond)
