@@ -72,25 +72,24 @@ def inpaint(
     at = verbs.begun(pipe, len(texts), strength, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
+    grid = at if repaint is None else inpainting.repaint(at, *repaint)
+    eps = inputs.noise(pipe, latents, len(texts), seed, size)
     hole = (np.asarray(masks) >= MASK_AT).astype(np.float32)[..., None]
-    if np.min(strength) == 1:
-        start = inputs.start(pipe, latents, len(texts), seed, size)
-    else:
-        start, at = verbs.noised(pipe, images, strength, steps, seed, latents)
     # Nearest: the first pixel of each block, as in the reference.
     small = hole[:, :: pipe.factor, :: pipe.factor]
-    kept = {}
+    # At full strength nothing is left of the images, as in the reference.
+    start = inputs.width(pipe) * eps
+    if spatial == 0 or np.min(strength) < 1:
+        known = pipe.encode(images)
+        full = (np.broadcast_to(strength, len(texts)) == 1)[:, None, None, None]
+        start = jnp.where(full, start, editing.noised(at, known, eps))
     if spatial:
         masked = pipe.encode(np.where(hole > 0, 0, images).astype(np.float32))
-        extra["spatial"] = jnp.concatenate([small, masked], axis=-1)
+        extra["spatial"], kept = jnp.concatenate([small, masked], axis=-1), {}
     else:
-        kept = {"known": pipe.encode(images), "mask": small}
-        if repaint is None:
-            kept["eps"] = inputs.noise(pipe, latents, len(texts), seed, size)
-        else:
-            at = inpainting.repaint(at, *repaint)
+        kept = {"known": known, "mask": small} | ({"eps": eps} if repaint is None else {})
     noisy = dict(eta=eta, noises=noises, kept=kept)
-    drawn = verbs.draw(pipe, start, at, *given, extra, solver, guidance, seed, **noisy)
+    drawn = verbs.draw(pipe, start, grid, *given, extra, solver, guidance, seed, **noisy)
     return editing.composite(images, drawn, hole) if exact else drawn
 
 

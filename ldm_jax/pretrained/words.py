@@ -87,12 +87,12 @@ def _maps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`align`, `share` and `weigh` of `Exchange`, by the first tokenizer, whose rows the others' follow."""
     tokenizer = next(iter(pipe.tokenizers.values()))
-    rows = tokenizer([*sources, *texts], pipe.chunks)
+    rows = tokenizer([*sources, *texts], pipe.chunks).tolist()
     pairs = list(zip(rows[: len(texts)], rows[len(texts) :], strict=True))
     align, share = (np.stack(a) for a in zip(*(alignment(*p, refine) for p in pairs), strict=True))
     weigh = np.ones(share.shape, np.float32)
     for word, factor in weights.items():
-        row = list(tokenizer([word], 1)[0])
+        row = tokenizer([word], 1)[0].tolist()
         ids = row[1 : row.index(tokenizer.end)]
         if not any(set(ids) <= set(edited) for _, edited in pairs):
             raise ValueError(f"the word {word!r} is in none of the prompts {list(texts)}")
