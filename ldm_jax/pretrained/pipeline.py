@@ -22,6 +22,7 @@ from ldm_jax.pretrained import (
     edits,
     inputs,
     large,
+    painting,
     sampling,
     save,
     variations,
@@ -148,8 +149,8 @@ class Pretrained:
     variations = variations.variations
     image_to_image = verbs.image_to_image
     depth_to_image = verbs.depth_to_image
-    inpaint = edits.inpaint
-    outpaint = edits.outpaint
+    inpaint = painting.inpaint
+    outpaint = painting.outpaint
     invert = edits.invert
     edit = edits.edit
     diffedit = edits.diffedit
