@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ldm_jax import tiles
+from ldm_jax.tiles import PerAxis
 from ldm_jax.types import Params
 
 Images = Float[Array, "b *space c"]
@@ -48,3 +50,28 @@ def autoencoder(model: Any) -> Codec:
         return jax.eval_shape(latents, jnp.zeros((1, *data_shape))).shape[1:]
 
     return Codec(encode, decode, shape)
+
+
+def tiled(codec: Codec, size: PerAxis = 64, overlap: PerAxis = 16, halo: int = 4) -> Codec:
+    """The codec in overlapping tiles of latents, for data that are too large for its activations to fit.
+
+    `size`, `overlap` and `halo` are in positions of latents, see `tiles`. Memory beyond data and latents is that of one
+    tile; what is no larger than a tile is done whole. A decoder whose receptive field is within the halo gives the
+    same; group norms and attention see a tile instead of the whole, so that others differ a little, smoothly. Latents
+    that are samples of a posterior are blended like means.
+    """
+
+    def encode(arrays, x, rng):
+        lengths = codec.shape(x.shape[1:])[:-1]
+        tiling = tiles.axes(lengths, size, overlap)
+
+        def one(x, number):
+            return codec.encode(arrays, x, jax.random.fold_in(rng, number))
+
+        return tiles.tiled(one, x, tiling, halo)
+
+    def decode(arrays, z):
+        tiling = tiles.axes(z.shape[1:-1], size, overlap)
+        return tiles.tiled(lambda z, number: codec.decode(arrays, z), z, tiling, halo)
+
+    return Codec(encode, decode, codec.shape)

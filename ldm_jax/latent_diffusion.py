@@ -4,6 +4,7 @@ It holds no arrays. Its functions take `params = {"network": ..., "conditioner":
 arrays of the codec, which are not.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ class LatentDiffusion(NamedTuple):
     codec: Codec
     path: process.Path
     target: process.Target
+    around: Callable[[Network], Network] | None = None  # what changes the network from outside
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -58,7 +60,7 @@ class LatentDiffusion(NamedTuple):
             variables = {"params": params["network"]}
             return self.network.apply(variables, x_t, t, cond, train=dropout is not None, rngs=rngs)
 
-        return network
+        return self.around(network) if self.around else network
 
     def denoiser(self, params: Params) -> Denoiser:
         return process.make_denoiser(self.raw(params), self.path, self.target)

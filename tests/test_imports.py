@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "ldm_jax"
 LAYERS = {
     "types": 0,
     "tree": 0,
+    "tiles": 0,
     "nn": 1,
     "diffusion": 1,
     "metrics": 3,

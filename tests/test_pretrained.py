@@ -350,7 +350,7 @@ WRONG = {
     "steps": ("text", "text_to_image", (PROMPTS,), dict(steps=0), "at least one step"),
     "no prompts": ("text", "text_to_image", ([],), {}, "at least one prompt"),
     "a size": ("text", "text_to_image", (PROMPTS,), dict(crop=(0, 8)), "reads no sizes"),
-    "another verb": ("text", "inpaint", (PROMPTS, X, MASKS), {}, "it is a model for text_to_image"),
+    "another verb": ("text", "instruct", (PROMPTS, X), {}, "it is a model for text_to_image"),
     "another model": ("inpaint", "text_to_image", (PROMPTS,), {}, "it is a model for inpaint"),
     "masks": ("inpaint", "inpaint", (PROMPTS, X, MASKS[:, :8]), {}, r"masks of shape \(2, 8, 16\)"),
     "images to inpaint": ("inpaint", "inpaint", (["one"], X, MASKS), {}, "1 prompts and 2 images"),

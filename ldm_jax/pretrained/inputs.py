@@ -119,16 +119,27 @@ def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, i
     return height or default * pipe.factor, width or default * pipe.factor
 
 
+def nearest(size: Sequence[int], factor: int) -> tuple[int, ...]:
+    """The nearest size that a factor divides."""
+    return tuple(max(round(side / factor), 1) * factor for side in size)
+
+
+def check_size(pipe: Any, size: Sequence[int]) -> None:
+    """Raises: ValueError: a size that the autoencoder's factor does not divide."""
+    if any(side % pipe.factor for side in size):
+        raise ValueError(
+            f"images of {tuple(size)} cannot be made: the autoencoder's factor {pipe.factor} must divide both; "
+            f"the nearest that works is {nearest(size, pipe.factor)}"
+        )
+
+
 def noise(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> Array:
     """Standard normal noise [n, h/f, w/f, c] for images of this size: given, or that of the seeds.
 
     Raises:
       ValueError: a size that the factor does not divide, or latents of another shape.
     """
-    if any(side % pipe.factor for side in size):
-        raise ValueError(
-            f"images of {tuple(size)} cannot be made: the autoencoder's factor {pipe.factor} must divide both"
-        )
+    check_size(pipe, size)
     shape = (n, *(side // pipe.factor for side in size), pipe.latent_channels)
     if latents is None:
         return samplers.noise(sampling.keys(seed, n), shape)
@@ -153,9 +164,13 @@ def second_noise(given: Any, shape: tuple[int, ...], seed: int) -> Float[Array, 
 
 def start(pipe: Any, latents: Any, n: int, seed: int, size: tuple[int, int]) -> Array:
     """`noise` at the noisy end of the path."""
+    return width(pipe) * noise(pipe, latents, n, seed, size)
+
+
+def width(pipe: Any) -> Array:
+    """How wide data of unit variance are at the noisy end of the path."""
     t = jnp.float32(pipe.model.path.t_max)
-    scale = jnp.hypot(pipe.model.path.alpha(t), pipe.model.path.sigma(t))
-    return scale * noise(pipe, latents, n, seed, size)
+    return jnp.hypot(pipe.model.path.alpha(t), pipe.model.path.sigma(t))
 
 
 def controls(
@@ -171,7 +186,11 @@ def controls(
             f"{len(hints)} hints for {len(pipe.controlnets)} ControlNets; give one for each "
             "(from_pretrained(..., controlnets=[...]) loads them)"
         )
+    if not hints:
+        return {}
     t, alpha, sigma = map(np.asarray, at)
+    if t.ndim > 1:
+        raise ValueError("hints need one strength for all images, and several were given")
     clock = t[:-1][(np.diff(alpha) != 0) | (np.diff(sigma) != 0)] * (pipe.model.path.steps - 1)
     steps = len(clock)  # those that lead on
     found = []
@@ -183,7 +202,7 @@ def controls(
         asked = [i for i in range(steps) if i / steps >= hint.start and (i + 1) / steps <= hint.end]
         lo, hi = (clock[asked[-1]], clock[asked[0]]) if asked else (np.inf, -np.inf)
         found.append(Control(hint.images, *map(jnp.float32, (hint.scale, lo - 0.5, hi + 0.5))))
-    return {"controls": tuple(found)} if found else {}
+    return {"controls": tuple(found)}
 
 
 def only(pipe: Any, verb: str, spatial: int) -> None:
@@ -203,9 +222,11 @@ def only(pipe: Any, verb: str, spatial: int) -> None:
 def check_images(images: Any, factor: int) -> None:
     """Raises: ValueError: images that are not [b, h, w, 3] of floats, or of a size that the factor does not divide."""
     if images.ndim != 4 or images.shape[-1] != 3 or any(n % factor for n in images.shape[1:3]):
+        fits = images.ndim == 4 and images.shape[-1] == 3
+        hint = f"; the nearest is {nearest(images.shape[1:3], factor)}" if fits else ""
         raise ValueError(
             f"images of shape {images.shape} cannot be encoded; give [b, h, w, 3] with a height and width that the "
-            f"autoencoder's factor {factor} divides"
+            f"autoencoder's factor {factor} divides{hint}"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images of type {images.dtype} were given; floats in [-1, 1] are needed")

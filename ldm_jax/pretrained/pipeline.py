@@ -17,7 +17,19 @@ from jaxtyping import Array, Float
 
 from ldm_jax.conditioners import Clip, ClipPair
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import adapters, assembly, inputs, sampling, save, variations, verbs
+from ldm_jax.pretrained import (
+    adapters,
+    assembly,
+    edits,
+    inputs,
+    large,
+    painting,
+    sampling,
+    save,
+    variations,
+    verbs,
+    words,
+)
 from ldm_jax.pretrained.components import Component
 from ldm_jax.types import Cond, Params
 from ldm_jax.weights import prompts
@@ -40,6 +52,8 @@ class Pretrained:
     weighted: bool = False  # whether brackets in prompts are weights
     vision: Params = dataclasses.field(default_factory=dict)  # of components that read images
     processors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tiling: tuple[int, int] | None = None  # see `with_tiles`
+    wrap: tuple[bool, bool] = (False, False)  # see `seamless`
 
     @property
     def factor(self) -> int:
@@ -86,7 +100,8 @@ class Pretrained:
           ValueError: images of another shape, or that the autoencoder's factor does not divide.
         """
         inputs.check_images(images, self.factor)
-        encode = sampling.encode(self.model, self.components["vae"].module)
+        module = self.components["vae"].module
+        encode = sampling.encode(self.model, module, self.tiling, self.wrap)
         return encode(self.arrays, inputs.place(self, images))
 
     def decode(self, latents: Float[Any, "b h w c"]) -> Float[np.ndarray, "b hf wf 3"]:
@@ -131,7 +146,17 @@ class Pretrained:
     variations = variations.variations
     image_to_image = verbs.image_to_image
     depth_to_image = verbs.depth_to_image
-    inpaint = verbs.inpaint
+    inpaint = painting.inpaint
+    outpaint = painting.outpaint
+    invert = edits.invert
+    edit = edits.edit
+    diffedit = edits.diffedit
+    prompt_to_prompt = words.prompt_to_prompt
+    interpolate = edits.interpolate
+    panorama = large.panorama
+    high_resolution = large.high_resolution
+    with_tiles = large.with_tiles
+    seamless = large.seamless
     instruct = verbs.instruct
     upscale = verbs.upscale
 

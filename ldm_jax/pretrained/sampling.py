@@ -1,75 +1,163 @@
 """What the verbs of a pretrained model run: functions of (params, inputs), each compiled once a shape."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
-from ldm_jax.diffusion import controls, guidance, process, samplers, solvers
+from ldm_jax import codec, tiles
+from ldm_jax.diffusion import (
+    controls,
+    diffedit,
+    editing,
+    guidance,
+    inpainting,
+    inversion,
+    process,
+    samplers,
+    solvers,
+    windows,
+)
+from ldm_jax.diffusion.samplers import Solver
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import clip
-
-
-def resting(solver: samplers.Solver) -> samplers.Solver:
-    """The solver, but a step from a noise level to the same one asks no network and leaves x as it is."""
-
-    def step(denoise, x, p, q, memory, rng):
-        moves = (p.alpha != q.alpha) | (p.sigma != q.sigma)
-        return lax.cond(
-            moves,
-            lambda: solver.step(denoise, x, p, q, memory, rng),
-            lambda: (x, memory, x),
-        )
-
-    return samplers.Solver(solver.init, step)
+from ldm_jax.nn import prompt_to_prompt, seamless
+from ldm_jax.types import Cond, Denoiser, Params
 
 
 def keys(seed: int, n: int) -> Array:
     return jax.vmap(jax.random.key)(seed + jnp.arange(n))
 
 
-@functools.lru_cache(maxsize=8)
-def sampler(
+class Built(NamedTuple):
+    """All of a sampler's settings of which another value is another program."""
+
+    solver: str = "ddim"
+    guided: bool = False
+    own_null: bool = True  # the null condition is the model's, and the negative batch idle
+    edits: bool = False  # guidance by text and image
+    windows: tuple[Any, ...] | None = None  # size, overlap and wrap of `diffusion.windows`
+
+
+def denoiser(
     model: LatentDiffusion,
     controlnets: tuple[Any, ...],
-    solver: str,
-    guided: bool,
-    own_null: bool,
-    edits: bool,
-) -> Any:
-    """`(params, arrays, batch, negative batch, fields of the condition, start, noise, points, scales, eta) -> images`.
-
-    `own_null`: the null condition is the model's, and the negative batch idle; `edits`: guidance by text and image.
-    """
+    built: Built,
+    params: Params,
+    batch: dict[str, Any],
+    negative: dict[str, Any],
+    extra: dict[str, Any],
+    scales: tuple[Array, Array],
+    exchange: prompt_to_prompt.Exchange | None = None,
+) -> tuple[Denoiser, Cond]:
+    """The model's denoiser, steered and guided, and the condition; `extra` are further fields of all conditions."""
 
     def steer(net, params):
         return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
 
+    cond = model.condition(params, batch).replace(**extra)
+    network = model.raw(params)
+    if exchange is not None:
+        network = prompt_to_prompt.exchanging(network, exchange)
+    if controlnets:
+        nets = zip(controlnets, params["controls"], strict=True)
+        network = controls.with_controls(network, *(steer(*pair) for pair in nets))
+    denoise = process.make_denoiser(network, model.path, model.target)
+    if built.guided:
+        null = model.null(params, batch) if built.own_null else model.condition(params, negative)
+        null = null.replace(**extra)
+        if built.edits:
+            blind = null.replace(spatial=jnp.zeros_like(null.spatial))
+            denoise = guidance.edit(denoise, null, blind, *scales)
+        else:
+            denoise = guidance.cfg(denoise, null, scales[0])
+    if built.windows is not None:
+        # Around guidance, whose null condition may have a spatial field as well.
+        denoise = windows.windows(denoise, *built.windows)
+    return denoise, cond
+
+
+def walker(model: LatentDiffusion, solver: str, eta: Array, kept: dict[str, Any]) -> Solver:
+    """The solver by its name, with what `kept` has of the data that are edited.
+
+    "known", "mask" and maybe "eps": see `inpainting.blended`; "way" and "mask": see `diffedit.followed`.
+    """
+    walk = solvers.make(solver, model.path, **({"eta": eta} if solver == "ddim" else {}))
+    if "way" in kept:
+        return diffedit.followed(editing.resting(walk), kept["way"], kept["mask"])
+    if "mask" in kept:
+        walk = inpainting.blended(walk, kept["known"], kept["mask"], kept.get("eps"))
+        walk = inpainting.jumping(walk)
+    return editing.resting(walk)
+
+
+@functools.lru_cache(maxsize=8)
+def sampler(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) -> Any:
+    """`(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept) -> images`.
+
+    `extra` are fields of the condition, `kept` what is kept of edited data, see `walker`; also "known" and "mask" alone
+    say what latents are in the end, "rest" is added to them, "cond" are fields of the positive condition only, and
+    "exchange" is for `nn.prompt_to_prompt`.
+    """
+
     @jax.jit
-    def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta):
-        options = {"eta": eta} if solver == "ddim" else {}
-        step = resting(solvers.make(solver, model.path, **options))
-        cond = model.condition(params, batch).replace(**extra)
-        network = model.raw(params)
-        if controlnets:
-            nets = zip(controlnets, params["controls"], strict=True)
-            network = controls.with_controls(network, *(steer(*pair) for pair in nets))
-        denoise = process.make_denoiser(network, model.path, model.target)
-        if guided:
-            null = model.null(params, batch) if own_null else model.condition(params, negative)
-            null = null.replace(**extra)
-            if edits:
-                blind = null.replace(spatial=jnp.zeros_like(null.spatial))
-                denoise = guidance.edit(denoise, null, blind, *scales)
-            else:
-                denoise = guidance.cfg(denoise, null, scales[0])
-        z, _ = samplers.sample(denoise, step, points, start, noise, cond)
-        return model.codec.decode(arrays, z)
+    def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept):
+        given = (params, batch, negative, extra, scales)
+        denoise, cond = denoiser(model, controlnets, built, *given, kept.get("exchange"))
+        cond = cond.replace(**kept.get("cond", {}))
+        walk = walker(model, built.solver, eta, kept)
+        z, _ = samplers.sample(denoise, walk, points, start, noise, cond)
+        if "known" in kept:
+            z = editing.composite(kept["known"], z, kept["mask"])
+        return model.codec.decode(arrays, z + kept.get("rest", 0))
 
     return draw
+
+
+@functools.lru_cache(maxsize=8)
+def inverter(
+    model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built, iterations: int
+) -> Any:
+    """`(params, batch, negative, extra, latents, points, scales) -> (noise, way)`, see `inversion.invert`."""
+
+    @jax.jit
+    def invert(params, batch, negative, extra, x, points, scales):
+        given = (params, batch, negative, extra, scales)
+        denoise, cond = denoiser(model, controlnets, built, *given)
+        walk = editing.resting(inversion.implicit(iterations))
+        return inversion.invert(denoise, points, x, cond, walk)
+
+    return invert
+
+
+@functools.lru_cache(maxsize=8)
+def friendly(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) -> Any:
+    """`(params, batch, negative, extra, latents, noise, points, scales, eta) -> inversion.Inverted`."""
+
+    @jax.jit
+    def invert(params, batch, negative, extra, x, noise, points, scales, eta):
+        given = (params, batch, negative, extra, scales)
+        denoise, cond = denoiser(model, controlnets, built, *given)
+        walk = walker(model, built.solver, eta, {})
+        return inversion.edit_friendly(denoise, walk, points, x, noise, cond)
+
+    return invert
+
+
+@functools.lru_cache(maxsize=8)
+def contrast(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built, maps: int) -> Any:
+    """`(params, batch, other batch, negative, extra, latents, noise, level, scales) -> contrast`, see `diffedit`."""
+
+    @jax.jit
+    def contrast(params, batch, other, negative, extra, x, noise, level, scales):
+        given = (params, batch, negative, extra, scales)
+        denoise, cond = denoiser(model, controlnets, built, *given)
+        second = model.condition(params, other).replace(**extra)
+        return diffedit.contrast(denoise, level, x, noise, cond, second, maps)
+
+    return contrast
 
 
 @functools.lru_cache(maxsize=8)
@@ -83,14 +171,44 @@ def decode(model: LatentDiffusion) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def encode(model: LatentDiffusion, network: Any) -> Any:
+def encode(
+    model: LatentDiffusion,
+    network: Any,
+    tiling: tuple[int, int] | None = None,
+    wrap: tuple[bool, bool] = (False, False),
+) -> Any:
+    """`(arrays, images) -> latents`, the mean; in tiles and on a torus if asked for, see `tiled` and `torus`."""
+
     @jax.jit
     def encode(arrays, x):
-        found = network.apply({"params": arrays["params"]}, x, method="encode")
-        latents = found if isinstance(found, jax.Array) else found.mean  # or of a posterior
-        return latents * arrays["scale"]
+        def mean(x, number):
+            found = network.apply({"params": arrays["params"]}, x, method="encode")
+            return found if isinstance(found, jax.Array) else found.mean  # or of a posterior
+
+        if any(wrap):
+            mean = seamless.seamless(mean, wrap)
+        if tiling is None:
+            return mean(x, 0) * arrays["scale"]
+        space = tuple(n // network.factor for n in x.shape[1:3])
+        size, overlap = tiling
+        parts = tiles.axes(space, size, overlap)
+        return tiles.tiled(mean, x, parts, overlap // 4) * arrays["scale"]
 
     return encode
+
+
+@functools.lru_cache(maxsize=8)
+def tiled(model: LatentDiffusion, size: int, overlap: int) -> LatentDiffusion:
+    """The model with its autoencoder in tiles, see `codec.tiled`; the same object for the same model."""
+    return model._replace(codec=codec.tiled(model.codec, size, overlap, overlap // 4))
+
+
+@functools.lru_cache(maxsize=8)
+def torus(model: LatentDiffusion, wrap: tuple[bool, bool]) -> LatentDiffusion:
+    """The model whose pictures' edges continue each other along the axes with `wrap`, see `nn.seamless`."""
+    encode, decode = (seamless.seamless(f, wrap) for f in model.codec[:2])
+    parts = model.codec._replace(encode=encode, decode=decode)
+    return model._replace(codec=parts, around=functools.partial(seamless.seamless, wrap=wrap))
 
 
 @functools.lru_cache(maxsize=8)

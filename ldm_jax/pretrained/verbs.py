@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion import process
+from ldm_jax.diffusion import editing, process
 from ldm_jax.pretrained import inputs, sampling
 from ldm_jax.pretrained.inputs import Hint, Prompts
 from ldm_jax.weights import scheduler
 
 Images = Float[np.ndarray, "b h w 3"]
+Strength = float | Sequence[float]
 
-MASK_AT = 0.5  # from here on a mask means: paint here
 MAX_NOISE_LEVEL = 350  # of the x4 upscaler's small images
 
 
@@ -98,7 +98,7 @@ def image_to_image(
     images: Images,
     negative_prompt: Prompts | None = None,
     *,
-    strength: float = 0.8,
+    strength: Strength = 0.8,
     steps: int = 50,
     guidance: float = 7.5,
     solver: str = "ddim",
@@ -111,7 +111,7 @@ def image_to_image(
 ) -> Images:
     """Pictures after other pictures: these, noised to the level of `strength` in (0, 1], and denoised by the prompt.
 
-    Of `steps` the last strength * steps are taken.
+    Of `steps` the last strength * steps are taken; several strengths are one for each image.
     """
     inputs.only(pipe, "image_to_image", 0)
     texts = inputs.check(prompt, solver, images, pipe.factor)
@@ -119,7 +119,7 @@ def image_to_image(
     # Before anything is encoded.
     small = (side // pipe.factor for side in size)
     inputs.check_noises(solver, eta, noises, (steps, len(texts), *small, pipe.latent_channels))
-    start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
+    start, at = noised(pipe, images, strength, steps, seed, latents)
     given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
     extra = inputs.controls(pipe, hints, len(texts), size, at)
     noisy = dict(eta=eta, noises=noises)
@@ -133,7 +133,7 @@ def depth_to_image(
     depth: Float[np.ndarray, "b y x"],
     negative_prompt: Prompts | None = None,
     *,
-    strength: float = 0.8,
+    strength: Strength = 0.8,
     steps: int = 50,
     guidance: float = 7.5,
     solver: str = "ddim",
@@ -146,47 +146,11 @@ def depth_to_image(
     inputs.same_number(texts, depth, "depth maps")
     if depth.ndim != 3:
         raise ValueError(f"depth maps of shape {depth.shape} were given; give [b, y, x]")
-    start, at = _noised(pipe, texts, images, strength, steps, seed, latents)
+    start, at = noised(pipe, images, strength, steps, seed, latents)
     small = jax.image.resize(depth, start.shape[:3], "cubic", antialias=False)
     low, high = (f(small, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     extra = {"spatial": (2 * (small - low) / jnp.maximum(high - low, 1e-8) - 1)[..., None]}
     given = inputs.conditions(pipe, texts, negative_prompt, images.shape[1:3], {})
-    return draw(pipe, start, at, *given, extra, solver, guidance, seed)
-
-
-def inpaint(
-    pipe: Any,
-    prompt: Prompts,
-    images: Images,
-    masks: Float[np.ndarray, "b h w"],
-    negative_prompt: Prompts | None = None,
-    *,
-    steps: int = 50,
-    guidance: float = 7.5,
-    solver: str = "ddim",
-    seed: int = 0,
-    latents: Any = None,
-    **sizes: Any,
-) -> Images:
-    """New contents where the masks are 1, by a model that was trained for it.
-
-    Where they are 0 the images are kept up to what the autoencoder loses.
-    """
-    inputs.only(pipe, "inpaint", 1 + pipe.latent_channels)
-    texts = inputs.check(prompt, solver, images, pipe.factor)
-    size = images.shape[1:3]
-    if masks.shape != images.shape[:3]:
-        raise ValueError(
-            f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
-            "give [b, h, w] of the same size"
-        )
-    start, at = inputs.start(pipe, latents, len(texts), seed, size), inputs.points(pipe, steps)
-    given = inputs.conditions(pipe, texts, negative_prompt, size, sizes)
-    hole = (np.asarray(masks) >= MASK_AT)[..., None]
-    masked = pipe.encode(np.where(hole, 0, images).astype(np.float32))
-    # Nearest: the first pixel of each block, as in the reference.
-    small = hole[:, :: pipe.factor, :: pipe.factor].astype(np.float32)
-    extra = {"spatial": jnp.concatenate([small, masked], axis=-1)}
     return draw(pipe, start, at, *given, extra, solver, guidance, seed)
 
 
@@ -254,26 +218,26 @@ def upscale(
     return draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
 
 
-def _noised(
+def noised(
     pipe: Any,
-    texts: Sequence[str],
     images: Images,
-    strength: float,
+    strength: Strength,
     steps: int,
     seed: int,
     latents: Any,
 ) -> tuple[Array, process.Point]:
     """The latents of images at the noise level of a strength, and the grid from there, as long as the whole."""
-    taken = min(int(steps * strength), steps)
-    if not 0 < strength <= 1 or not taken:
-        raise ValueError(
-            f"strength={strength} must be in (0, 1], and strength * steps = {strength * steps:g} at least 1"
-        )
-    # The steps that are left out stay at the first level (`sampling.resting`), and the compiled length is the same.
-    index = np.maximum(np.arange(steps + 1), steps - taken)
-    at = process.Point(*(np.asarray(a)[index] for a in inputs.points(pipe, steps)))
-    noise = inputs.noise(pipe, latents, len(texts), seed, images.shape[1:3])
-    return at.alpha[0] * pipe.encode(images) + at.sigma[0] * noise, at
+    at = begun(pipe, len(images), strength, steps)
+    noise = inputs.noise(pipe, latents, len(images), seed, images.shape[1:3])
+    return editing.noised(at, pipe.encode(images), noise), at
+
+
+def begun(pipe: Any, n: int, strength: Strength, steps: int) -> process.Point:
+    """The grid from a strength, one or one for each of n images, on."""
+    taken = editing.taken(steps, strength)
+    if taken.ndim and len(taken) != n:
+        raise ValueError(f"{len(taken)} strengths and {n} images; give one, or as many of both")
+    return editing.cut(inputs.points(pipe, steps), taken)
 
 
 def draw(
@@ -289,20 +253,27 @@ def draw(
     image_scale: float | None = None,
     eta: float = 0.0,
     noises: Any = None,
+    kept: dict[str, Any] | None = None,
+    windows: tuple[Any, ...] | None = None,
 ) -> Images:
     """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
     inputs.check_noises(solver, eta, noises, (len(at.t) - 1, *start.shape))
-    run = sampling.sampler(
-        pipe.model,
-        tuple(net.module for net in pipe.controlnets),
+    built = sampling.Built(
         solver,
         guided=scale != 1.0 or image_scale is not None,
         own_null=negative is None,
         edits=image_scale is not None,
+        windows=windows,
     )
+    run = sampling.sampler(pipe.model, modules(pipe), built)
     given = (positive, positive if negative is None else negative, extra, start)
     placed = [inputs.place(pipe, tree) for tree in given]
     scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
     noise = sampling.keys(seed, len(start)) if noises is None else jnp.asarray(noises)
-    x = run(pipe.params, pipe.arrays, *placed, noise, at, scales, jnp.float32(eta))
-    return np.asarray(x)
+    last = (noise, at, scales, jnp.float32(eta), kept or {})
+    return np.asarray(run(pipe.params, pipe.arrays, *placed, *last))
+
+
+def modules(pipe: Any) -> tuple[Any, ...]:
+    """The networks of the ControlNets."""
+    return tuple(net.module for net in pipe.controlnets)
