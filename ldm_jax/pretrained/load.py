@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ldm_jax.pretrained import components, inputs, kinds, sources
 from ldm_jax.pretrained.pipeline import Pretrained
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import folder, prompts, scheduler
+from ldm_jax.weights import folder, scheduler
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPLICATE = ((".*", "replicate"),)
@@ -115,7 +115,7 @@ def _load(
 
 def assemble(
     made: Mapping[str, components.Component],
-    tokenizers: Mapping[str, prompts.Tokenizer],
+    tokenizers: Mapping[str, Callable[[Sequence[str]], Any]],  # texts -> rows of ids
     index: Mapping[str, Any],
     noise: Mapping[str, Any],
 ) -> LatentDiffusion:
