@@ -65,6 +65,8 @@ def test_stable_diffusion_takes_as_many_operations_as_published():
 
 def flagged(monkeypatch, **given):
     monkeypatch.setitem(models.MODELS, "smallest", lambda: SMALLEST)
+    for name in sampler.FLAGS:
+        sampler.FLAGS[name].unparse()
     given = dict(model="smallest", steps="1", repeats="2") | given
     sampler.FLAGS(["benchmark", *(f"--{name}={value}" for name, value in given.items())])
 

@@ -6,10 +6,10 @@ from ldm_jax.weights import original_configs
 SMALLEST = (
     {
         "unet": original_configs.unet(
-            channels=(4, 4), widths=(32, 64), blocks=1, depths=(1, 0), context=32, heads=2
+            channels=(4, 4), widths=(32,), blocks=1, depths=(0,), context=32, heads=2
         ),
         "vae": original_configs.autoencoder(
-            **models.SD_VAE | dict(widths=(32, 32), blocks=1), scale=0.18215
+            **models.SD_VAE | dict(widths=(32,), blocks=1), scale=0.18215
         ),
         "text_encoder": dict(
             architectures=["CLIPTextModel"],

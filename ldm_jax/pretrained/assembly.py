@@ -1,14 +1,14 @@
 """From the networks of a pretrained model, without their weights, to the model that they make up."""
 
 import functools
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from ldm_jax import codec, conditioners
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import text
 from ldm_jax.pretrained import components, inputs, sources
-from ldm_jax.weights import prompts, scheduler
+from ldm_jax.weights import scheduler
 
 AESTHETIC_NULL = 2.5  # the refiner's score where guidance leads away from
 # The same for equal networks, so that models of one structure share their compiled programs.
@@ -17,7 +17,7 @@ codec_of = functools.lru_cache(maxsize=8)(codec.autoencoder)
 
 def assemble(
     made: Mapping[str, components.Component],
-    tokenizers: Mapping[str, prompts.Tokenizer],
+    tokenizers: Mapping[str, Callable[[Sequence[str]], Any]],  # texts -> rows of ids
     index: Mapping[str, Any],
     noise: Mapping[str, Any],
 ) -> LatentDiffusion:

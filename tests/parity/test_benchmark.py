@@ -13,6 +13,8 @@ pytestmark = pytest.mark.parity
 def test_both_give_the_same_and_are_timed_in_turn(monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "smallest", lambda: SMALLEST)
     given = ["--model=smallest", "--steps=2", "--repeats=3", "--against=diffusers"]
+    for name in sampler.FLAGS:
+        sampler.FLAGS[name].unparse()
     sampler.FLAGS(["benchmark", *given])
     subject = models.subject("smallest", "float32")
     result = sampler.run(subject, [2])
