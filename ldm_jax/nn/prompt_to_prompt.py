@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from ldm_jax.nn import attention, taps
+from ldm_jax.nn import attend, taps
 
 
 class Exchange(struct.PyTreeNode):
@@ -81,7 +81,7 @@ def exchanging(network: Callable[..., Any], exchange: Exchange) -> Callable[...,
                 return out
             until = exchange.cross_until if reads_tokens else exchange.self_until
             source, edited = (
-                attention.probabilities(q[rows], k[rows], None if mask is None else mask[rows])
+                attend.probabilities(q[rows], k[rows], None if mask is None else mask[rows])
                 for rows in (slice(b), slice(b, 2 * b))
             )
             found = exchanged_maps(exchange, source, edited) if reads_tokens else source

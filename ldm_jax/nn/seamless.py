@@ -5,6 +5,7 @@ where an edge is, so that a network whose convolutions wrap is equivariant to ci
 strides).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,16 +45,18 @@ def _wrapped(
     """What a convolution gives of x on a torus: x is continued by more than it pads, and the rest is cut off."""
     rank = x.ndim - 2
     size, stride = conv.per_axis(module.kernel, rank), conv.per_axis(module.stride, rank)
+    repeat = conv.per_axis(module.repeat, rank)
     padding = module.padding or [((k - 1) // 2, k // 2) for k in size]
     wraps = conv.per_axis(int(wrap) if isinstance(wrap, bool) else [int(w) for w in wrap], rank)
     margin, starts, ends = [], [0], [x.shape[0]]
-    for n, k, s, (before, after), on in zip(
-        x.shape[1:-1], size, stride, padding, wraps, strict=True
+    for n, k, s, r, (before, after), on in zip(
+        x.shape[1:-1], size, stride, repeat, padding, wraps, strict=True
     ):
-        # A whole number of strides, so that the positions that are asked for are among the results.
-        extra = -(-max(before, after) // s) * s if on else 0
-        margin.append((extra, extra))
+        # Whole positions of x and a whole number of strides, so that what is asked for is among the results.
+        unit = math.lcm(s, r)
+        extra = -(-max(before, after) // unit) * unit if on else 0
+        margin.append((extra // r, extra // r))
         starts.append(extra // s)
-        ends.append(extra // s + (n + before + after - k) // s + 1)
+        ends.append(extra // s + (n * r + before + after - k) // s + 1)
     y = call(jnp.pad(x, [(0, 0), *margin, (0, 0)], mode="wrap"))
     return lax.slice(y, (*starts, 0), (*ends, y.shape[-1]))
