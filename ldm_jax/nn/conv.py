@@ -80,7 +80,7 @@ class Conv(nn.Module):
         rank = x.ndim - 2
         size, stride = per_axis(self.kernel, rank), per_axis(self.stride, rank)
         init = nn.initializers.zeros if self.zero else fan_in_uniform
-        kernel = self.param("kernel", init, (*size, x.shape[-1], self.features))
+        kernel = jnp.asarray(self.param("kernel", init, (*size, x.shape[-1], self.features)))
         bias = 0.0
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
