@@ -24,9 +24,10 @@ import numpy as np
 from absl import flags
 
 from ldm_jax import cli, tree
+from ldm_jax.measure import models
 from ldm_jax.pretrained import components, from_pretrained
 from ldm_jax.training import sharding
-from ldm_jax.weights import byte_pairs, folder, original_configs, scheduler, table
+from ldm_jax.weights import byte_pairs, folder, scheduler, table
 
 FLAGS = flags.FlagValues()
 PATH = flags.DEFINE_string("path", None, "the folder of the model", flag_values=FLAGS)
@@ -45,39 +46,9 @@ FSDP = flags.DEFINE_integer(
 )
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in the files
-VOCABULARY = 49408  # of CLIP
-UNET = original_configs.unet(
-    channels=(4, 4),
-    widths=(320, 640, 1280, 1280),
-    blocks=2,
-    depths=(1, 1, 1, 0),
-    context=768,
-    heads=8,
-)
-XL_UNET = original_configs.unet(
-    channels=(4, 4),
-    widths=(320, 640, 1280),
-    blocks=2,
-    depths=(0, 2, 10),
-    middle=10,
-    context=2048,
-    heads=(5, 10, 20),
-    linear=True,
-    vector=2816,
-    sizes=True,
-)
-VAE = original_configs.autoencoder(
-    channels=(3, 3), widths=(128, 256, 512, 512), blocks=2, z_channels=4, embed=4
-)
-TEXT = dict(
-    architectures=["CLIPTextModel"],
-    vocab_size=VOCABULARY,
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    eos_token_id=2,
-)
+SD15, SDXL = (models.MODELS[name]()[0] for name in ("sd15", "sdxl"))
+UNET, VAE, TEXT = (SD15[name] for name in ("unet", "vae", "text_encoder"))
+XL_UNET, VOCABULARY = SDXL["unet"], TEXT["vocab_size"]
 
 
 def write_json(path: Path, content: Any) -> None:

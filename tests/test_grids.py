@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import beta
 
 from ldm_jax.build import sampler
-from ldm_jax.diffusion import grids
+from ldm_jax.diffusion import grids, spacings
 from ldm_jax.diffusion.grids import grid
 from tests.exact import PATHS
 
@@ -61,7 +61,7 @@ def test_levels_by_their_formulas():
 
 @pytest.mark.parametrize(("model", "path"), [("sd1", "scaled_linear"), ("sdxl", "rectified_flow")])
 def test_align_your_steps_is_the_published_list_and_log_linear_between(model, path):
-    listed = np.array(grids.AYS[model])
+    listed = np.array(spacings.AYS[model])
     path = PATHS[path]
     np.testing.assert_allclose(
         ratio(grid(path, 10, "ays", model=model))[:-1], listed[:-1], rtol=1e-4

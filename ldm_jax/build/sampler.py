@@ -19,7 +19,7 @@ from ldm_jax.build.sections import (
     plain,
     section,
 )
-from ldm_jax.diffusion import grids, samplers, solvers
+from ldm_jax.diffusion import grids, samplers, solvers, spacings
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Sampling, make_sampler
@@ -69,9 +69,9 @@ def grid(value: Any, path: Path, steps: int) -> samplers.Point:
     """
     options = section(value, "sampler.spacing")
     name = options.pop("name")
-    if name not in grids.SPACINGS:
-        raise ValueError(f"there is no spacing {name!r}{did_you_mean(name, grids.SPACINGS)}")
-    own = grids.options_of(name)
+    if name not in spacings.SPACINGS:
+        raise ValueError(f"there is no spacing {name!r}{did_you_mean(name, spacings.SPACINGS)}")
+    own = spacings.options_of(name)
     for key in options:
         if key not in (*own, *COMMON):
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm_jax import codec, conditioners, tree
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pretrained import components, from_pretrained, inputs, load
+from ldm_jax.pretrained import assembly, components, from_pretrained, inputs
 from ldm_jax.types import Batch, Params
 from ldm_jax.weights import original_configs, scheduler
 
@@ -203,18 +203,17 @@ def random(name: str, configs: Configs, side: int, dtype: str) -> Subject:
         for part in texts
     }
     if texts:
-        model = load.assemble(made, tokenizers, {}, noise)
+        model = assembly.assemble(made, tokenizers, {}, noise)
     else:
         path, target = scheduler.path_and_target(noise)
         into_tokens = conditioners.Vector(inputs.IMAGE, into="tokens", dtype=jnp.dtype(dtype))
         coder = codec.autoencoder(made["vae"].module)
         model = LatentDiffusion(made["unet"].module, into_tokens, coder, path, target)
     params = {part: drawn(component.shapes, dtype) for part, component in made.items()}
-    encoders = [params[part] for part in texts]
-    keys = ["encoder"] if len(texts) == 1 else [f"encoders_{i}" for i in range(len(texts))]
+    encoders = assembly.encoders(model.conditioner, made)
     trained = {
         "network": params["unet"],
-        "conditioner": dict(zip(keys, encoders, strict=True)),
+        "conditioner": {key: params[part] for key, part in encoders.items()},
     }
     arrays = {"params": params["vae"], "scale": jnp.float32(made["vae"].scale)}
     return Subject(name, model, trained, arrays, made, noise, side)

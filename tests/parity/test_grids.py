@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion import grids, paths
+from ldm_jax.diffusion import grids, paths, spacings
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.parity
@@ -89,7 +89,7 @@ def test_align_your_steps(model):
     from diffusers.schedulers import AysSchedules
 
     key = {"sd1": "StableDiffusion", "sdxl": "StableDiffusionXL", "svd": "StableDiffusionVideo"}
-    assert list(grids.AYS[model][:-1]) == AysSchedules[key[model] + "Sigmas"][:-1]
+    assert list(spacings.AYS[model][:-1]) == AysSchedules[key[model] + "Sigmas"][:-1]
 
 
 def test_edm_exponential():
