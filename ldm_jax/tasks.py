@@ -87,7 +87,8 @@ class Task:
     `rows` have one row a sample: "x", the given data [n *space c]; "mask" [n *space 1], 1 where something new is made;
     "source", the batch of the source prompts; "second", that of the prompts at the end of an interpolation, with
     "seed" and "share"; "align", "share" and "weigh" of `prompt_to_prompt.Exchange`. `numbers` are shared: "taken", the
-    steps that a strength takes; "limit", see `diffedit.binarised`; "cross" and "own", the steps for which attention is the source's.
+    steps that a strength takes; "limit", see `diffedit.binarised`; "cross" and "own", the steps for which attention is
+    the source's.
     """
 
     name: str = "text"
@@ -173,7 +174,7 @@ def _sampler(
                     params,
                     denoise,
                     points,
-                    shared["taken"],
+                    shared,
                     known,
                     noise,
                     cond,
