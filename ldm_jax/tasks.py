@@ -157,7 +157,7 @@ def _sampler(
             )
         denoise = guided.denoiser(of, how, params, null, scale, numbers or {}, points)
         if space != trained:
-            denoise = windows.windows(denoise, trained, tuple(n // 2 for n in trained))
+            denoise = windows.windows(denoise, trained, tuple(n // 4 for n in trained))
         noise, walk = jax.vmap(jax.random.split, out_axes=1)(keys)
         x_T = samplers.initial_noise(points, noise, (len(noise), *space, shape[-1]))
         begun, kept, seen = x_T, {}, {}

@@ -71,7 +71,7 @@ def ask(
     """A task by its name, `n` samples a prompt or label.
 
     `images` are files or arrays in [-1, 1] [*space c], `masks` files or arrays of 0 and 1 [*space]: one for each prompt
-    or one for all, as are `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of the steps
+    or one for all, as are `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of steps
     that are taken: the smaller, the closer to the given. `margins` are pixels before and after, axis by axis. `size` is
     that of the data; another than the model's is drawn in windows of the model's. `interpolate` makes `frames` pictures
     on the way from the first prompt and seed to the second; one prompt is for both. `cross` and `own` are the shares of

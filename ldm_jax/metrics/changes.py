@@ -66,9 +66,7 @@ def hole(
     if len(boxes) != 1:
         return None
     mask = np.zeros(size, np.float32)
-    top, left, bottom, right = (
-        int(round(v * n)) for v, n in zip(boxes[0], (*size, *size), strict=True)
-    )
+    top, left, bottom, right = (round(v * n) for v, n in zip(boxes[0], (*size, *size), strict=True))
     mask[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin] = 1
     return mask
 
