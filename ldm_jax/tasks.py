@@ -31,7 +31,7 @@ from ldm_jax.diffusion import (
 from ldm_jax.diffusion.keeping import keeping
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn import prompt_to_prompt
-from ldm_jax.types import Batch, Cond, Params
+from ldm_jax.types import Cond, Params
 
 NAMES = (
     "text",
@@ -232,7 +232,7 @@ def _encoded(model: LatentDiffusion, arrays: Params, x: Array, keys: Array) -> A
 
 
 def _exchanged(
-    model: LatentDiffusion, rows: Batch, shared: Batch, points: samplers.Point
+    model: LatentDiffusion, rows: dict[str, Any], shared: dict[str, Any], points: samplers.Point
 ) -> Callable[..., Any]:
     """What changes the network for prompt-to-prompt, also where something else changes it already."""
     clock = model.target.c_time(model.path, points.t)
@@ -261,10 +261,11 @@ def _between(
     points: samplers.Point,
     x_T: Array,
     cond: Cond,
-    rows: Batch,
+    rows: dict[str, Any],
 ) -> tuple[Array, Cond]:
     """Noise and condition of every frame; all rows of "second" are the same, and so are those of the first prompt."""
-    other = samplers.initial_noise(points, jax.vmap(jax.random.key)(rows["seed"]), x_T.shape)
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(rows["seed"])
+    other = samplers.initial_noise(points, keys, x_T.shape)
     first, second = (
         jax.tree.map(lambda a: a[:1], c) for c in (cond, model.condition(params, rows["second"]))
     )
@@ -277,12 +278,12 @@ def _found(
     params: Params,
     denoise: Any,
     points: samplers.Point,
-    shared: Batch,
+    shared: dict[str, Any],
     known: Array,
     keys: Array,
     cond: Cond,
     source: Cond,
-    rows: Batch,
+    rows: dict[str, Any],
 ) -> tuple[Array, dict[str, Array]]:
     """Where DiffEdit begins, and what it keeps: the latents at all levels, and the mask, found if it is not given."""
     taken = shared["taken"]

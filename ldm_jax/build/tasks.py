@@ -248,7 +248,7 @@ def _masks(pipe: Pipeline, masks: Sequence[Any]) -> Float[np.ndarray, "n *space 
 
 def _with_margins(
     pipe: Pipeline, pictures: Images, margins: Sequence[int]
-) -> tuple[Images, Images]:
+) -> tuple[Images, Float[np.ndarray, "n *space 1"]]:
     axes = len(pipe.size)
     if len(margins) != 2 * axes or min(margins) < 0 or not any(margins):
         raise ValueError(
@@ -286,7 +286,7 @@ def _by(size: Sequence[int]) -> str:
     return "x".join(str(n) for n in size)
 
 
-def _share(name: str, share: float, steps: int) -> np.ndarray:
+def _share(name: str, share: float, steps: int) -> np.integer:
     if not 0 <= share <= 1:
         raise ValueError(f"{name}={share} must be in [0, 1]; it is a share of the steps")
     return np.int32(round(share * steps))
