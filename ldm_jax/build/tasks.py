@@ -248,7 +248,7 @@ def _masks(pipe: Pipeline, masks: Sequence[Any]) -> Float[np.ndarray, "n *space 
 
 def _with_margins(
     pipe: Pipeline, pictures: Images, margins: Sequence[int]
-) -> tuple[Images, Float[np.ndarray, "n *space 1"]]:
+) -> tuple[Float[np.ndarray, "n *large c"], Float[np.ndarray, "n *large 1"]]:
     axes = len(pipe.size)
     if len(margins) != 2 * axes or min(margins) < 0 or not any(margins):
         raise ValueError(
