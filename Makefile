@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test fast lint parity
+.PHONY: demo gallery test fast lint parity
 
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -12,6 +12,11 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed
 	$(RUN) -m ldm_jax.demo --workdir runs/demo
+
+# Every task on the model that `make demo` trained.
+gallery: $(VENV)/installed
+	test -d runs/demo/model/checkpoints || $(MAKE) demo
+	$(RUN) -m ldm_jax.gallery --workdir runs/demo/model --out docs/gallery
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n auto --dist worksteal -m "not parity"

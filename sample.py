@@ -2,15 +2,15 @@
 
     python sample.py --workdir runs/demo/model --prompt "a red cross on the left" --n 4 --film
     python sample.py --workdir runs/faces --n 16 --solver dpmpp_2m --steps 20 --seed 7
+    python sample.py --workdir runs/demo/model --task edit --image a.png --source "a red cross" --prompt "a blue cross"
 
 Writes one PNG a sample (its provenance in the text chunks), `grid.png` with captions, with --film `film.png`: the
 estimate of the clean picture on the way from noise, one row a sample, and with --heatmaps `00000_words.png` ...: where
-each word of the prompt acts.
+each word of the prompt acts. A task other than text reads --image, --mask ... (docs/guide.md has them all).
 """
 
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -22,6 +22,7 @@ FLAGS = flags.FlagValues()
 text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 texts = functools.partial(flags.DEFINE_multi_string, flag_values=FLAGS)
 whole = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+numbers = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 
 WORKDIR = text("workdir", None, "a run of train.py")
 PROMPT = texts("prompt", [], "a prompt, or a file with one prompt a line; may be repeated")
@@ -36,31 +37,24 @@ NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
 SEED = whole("seed", 0, "the first sample's seed; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
 BATCH = whole("batch", 64, "samples drawn at once", lower_bound=1)
+TASK = text(
+    "task", "text", "text, or image_to_image, inpaint, outpaint, edit, prompt_to_prompt ..."
+)
+IMAGE = texts("image", [], "a picture for the task: PNG, JPEG ...; may be repeated")
+MASK = texts("mask", [], "a picture that is white where something new is made; may be repeated")
+SOURCE = texts(
+    "source", [], "what the picture shows, or the prompt that is edited; may be repeated"
+)
+STRENGTH = flags.DEFINE_float(
+    "strength", None, "the share of the steps taken from a picture, in (0, 1]", flag_values=FLAGS
+)
+MARGINS = numbers("margins", None, "of outpaint, in pixels: top,bottom,left,right")
+SIZE = numbers("size", None, "of panorama, in pixels: height,width")
+REPAINT = numbers("repaint", None, "jump,times: how the steps of inpaint and outpaint are repeated")
+FRAMES = whole("frames", None, "of interpolate", lower_bound=2)
 FILM = flags.DEFINE_bool("film", False, "also draw the way to the picture", flag_values=FLAGS)
 HEATMAPS = flags.DEFINE_bool("heatmaps", False, "also show where each word acts", flag_values=FLAGS)
 OUT = text("out", None, "a folder for the pictures; None: WORKDIR/samples")
-
-
-def prompts(given: Sequence[str]) -> list[str]:
-    """Prompts as they are, and those in files, one a line.
-
-    Raises:
-      FileNotFoundError: a name that ends in .txt and is no file.
-      ValueError: no prompt in a file.
-    """
-    found = []
-    for prompt in given:
-        short = len(prompt) < 255  # what is longer is no file name
-        if not (short and Path(prompt).is_file()):
-            if short and prompt.endswith(".txt"):
-                raise FileNotFoundError(f"there is no file of prompts {prompt!r}")
-            found.append(prompt)
-            continue
-        lines = [line.strip() for line in Path(prompt).read_text().splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"the file {prompt!r} holds no prompt; write one a line")
-        found += lines
-    return found
 
 
 def main(argv: list[str]) -> None:
@@ -72,25 +66,28 @@ def main(argv: list[str]) -> None:
 
         from ldm_jax import build, heatmaps, media
 
-        asked = prompts(PROMPT.value)
-        if asked and LABEL.value:
-            raise ValueError("give --prompt or --label, not both")
         pipeline = build.pipeline(WORKDIR.value, STEP.value)
-        captions = [c for c in asked or LABEL.value for _ in range(N.value)]
-        if asked:
-            batch = pipeline.prompts(captions)
-        elif captions:
-            batch = pipeline.labels(captions)
-        else:
-            batch = pipeline.unconditional(N.value)
         negative = NEGATIVE.value
-        against = None if negative is None else pipeline.prompts([negative] * len(captions))
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
         override = {k: v for k, v in flagged.items() if v is not None}
         shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
         sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
-        seeds = [SEED.value + i for i in range(len(captions) or N.value)]
-        parts = pipeline.drawer(sampling, BATCH.value)(batch, seeds, against)
+        given = dict(
+            images=IMAGE.value,
+            masks=MASK.value,
+            source=SOURCE.value,
+            strength=STRENGTH.value,
+            margins=cli.whole_numbers(MARGINS),
+            size=cli.whole_numbers(SIZE),
+            repaint=cli.whole_numbers(REPAINT),
+            frames=FRAMES.value,
+        )
+        words = dict(
+            prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value
+        )
+        batch, seeds, task, captions = build.ask(pipeline, sampling, TASK.value, **words, **given)
+        against = None if negative is None else pipeline.prompts([negative] * len(seeds))
+        parts = pipeline.drawer(sampling, BATCH.value)(batch, seeds, against, task)
         out = Path(OUT.value or Path(WORKDIR.value) / "samples")
         out.mkdir(parents=True, exist_ok=True)
 
@@ -102,9 +99,13 @@ def main(argv: list[str]) -> None:
     images = media.to_uint8(np.concatenate([part.x for part in drawn]))
     about = pipeline.provenance(sampling) | {"workdir": WORKDIR.value}
     about |= {} if negative is None else {"negative": negative}
+    about |= {} if TASK.value == "text" else {"task": TASK.value}
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         chunks = about | {"seed": str(seed)} | ({"prompt": captions[i]} if captions else {})
         media.save_png(out / f"{i:05d}.png", image, chunks)
+    if drawn[0].source is not None:
+        for i, image in enumerate(media.to_uint8(np.concatenate([part.source for part in drawn]))):
+            media.save_png(out / f"{i:05d}_source.png", image, about)
     columns = N.value if captions and N.value > 1 else int(np.ceil(np.sqrt(len(images))))
     sheet = media.grid(images, columns=columns, captions=captions or None)
     media.save_png(out / "grid.png", sheet, about)

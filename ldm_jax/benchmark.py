@@ -27,7 +27,7 @@ from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, tim
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.measure import sampler
 from ldm_jax.models import autoencoder, unet
-from ldm_jax.pipeline import Sampling, make_sampler
+from ldm_jax.tasks import Sampling, make_sampler
 from ldm_jax.training import diffusion_loss, optimizer, sharding, step
 
 FLAGS = flags.FlagValues()

@@ -63,6 +63,38 @@ def required(*holders: flags.FlagHolder) -> None:
             raise ValueError(f"--{holder.name} is missing; --help shows all flags")
 
 
+def texts(given: Sequence[str]) -> list[str]:
+    """Prompts as they are, and those in files, one a line.
+
+    Raises:
+      FileNotFoundError: a name that ends in .txt and is no file.
+      ValueError: no prompt in a file.
+    """
+    found = []
+    for prompt in given:
+        short = len(prompt) < 255  # what is longer is no file name
+        if not (short and Path(prompt).is_file()):
+            if short and prompt.endswith(".txt"):
+                raise FileNotFoundError(f"there is no file of prompts {prompt!r}")
+            found.append(prompt)
+            continue
+        lines = [line.strip() for line in Path(prompt).read_text().splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"the file {prompt!r} holds no prompt; write one a line")
+        found += lines
+    return found
+
+
+def whole_numbers(holder: flags.FlagHolder) -> list[int] | None:
+    """The whole numbers of a flag that lists them, or None; ValueError if they are none."""
+    try:
+        return None if holder.value is None else [int(text) for text in holder.value]
+    except ValueError as error:
+        raise ValueError(
+            f"--{holder.name}={','.join(holder.value)} must be whole numbers, such as 8,8,0,16"
+        ) from error
+
+
 def nothing_more(argv: Sequence[str], hint: str) -> None:
     """Raises ValueError if arguments are left that are no flags."""
     if len(argv) > 1:

@@ -1,14 +1,13 @@
-"""A trained model with the user's verbs: conditions and seeds in, data out, one compiled program a shape.
+"""A trained model with the user's verbs: conditions, seeds and what a task is given in, data out.
 
-Prompts, seeds, guidance scale and the grid's values are traced; only the solver, the number of steps and the shapes
-compile anew. Every sample has its own seed, so that it does not depend on which others are drawn with it.
+`tasks` has what is compiled.
 """
 
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,93 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from ldm_jax import guided, heatmaps
-from ldm_jax.diffusion import samplers
+from ldm_jax import heatmaps
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-
-FILM = 8  # frames of a film
-PLAIN = guided.How()
-
-
-class Drawn(NamedTuple):
-    """Samples in [-1, 1], and on request what was seen on the way to them."""
-
-    x: Float[np.ndarray, "n *space c"]
-    film: Float[np.ndarray, "frames n *space c"] | None = None  # estimates of x0, oldest first
-    maps: Float[np.ndarray, "n *latent tokens"] | None = None  # see `heatmaps`
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample; the solver is data of functions, the rest numbers."""
-
-    solver: samplers.Solver
-    points: samplers.Point  # the grid of noise levels
-    guidance: float = 1.0  # the scale of classifier-free guidance; 1: none
-    film: bool = False
-    heatmaps: bool = False
-    how: guided.How = PLAIN  # the kind of guidance ...
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # ... and its other options
-    about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
-
-    def traced(self) -> dict[str, Any]:
-        """The numbers as arrays."""
-        whole = ("zero_steps",)
-        return {
-            k: jax.tree.map(jnp.int32 if k in whole else jnp.float32, v)
-            for k, v in self.numbers.items()
-        }
-
-
-def make_sampler(
-    model: LatentDiffusion, shape: tuple[int, ...], sampling: Sampling
-) -> Callable[..., Any]:
-    """`(params, arrays, batch, keys, points, scale, numbers, negative) -> Drawn`, jitted; `shape` is that of a latent.
-
-    The same function for every guidance scale but 1, and every grid of as many steps. `negative` is a batch whose
-    conditions take the place of the null condition, or None.
-    """
-    leads = sampling.guidance != 1.0 and model.conditioner is not None
-    steps = sampling.points.t.shape[0] - 1
-    shown = (sampling.film, sampling.heatmaps)
-    return _sampler(model, shape, sampling.solver, steps, leads, sampling.how, *shown)
-
-
-@functools.lru_cache(maxsize=8)
-def _sampler(
-    model: LatentDiffusion,
-    shape: tuple[int, ...],
-    solver: samplers.Solver,
-    steps: int,
-    leads: bool,
-    how: guided.How,
-    film: bool,
-    maps: bool,
-) -> Callable[..., Any]:
-    frames = np.unique(np.linspace(0, steps - 1, FILM).round().astype(int))
-    keep = (*["x0"] * film, *["x"] * maps)
-
-    @jax.jit
-    def draw(params, arrays, batch, keys, points, scale, numbers=None, negative=None):
-        cond, null = model.condition(params, batch), None
-        if leads:
-            null = (
-                model.null(params, batch) if negative is None else model.condition(params, negative)
-            )
-        denoise = guided.denoiser(model, how, params, null, scale, numbers or {}, points)
-        noise, walk = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x_T = samplers.initial_noise(points, noise, (len(noise), *shape))
-        z, way = samplers.sample(denoise, solver, points, x_T, walk, cond, keep=keep)
-        seen = {}
-        if film:
-            seen["film"] = jax.lax.map(lambda z: model.codec.decode(arrays, z), way[0][frames])
-        if maps:
-            seen["maps"] = heatmaps.of_steps(model, params, cond, points, way[-1])
-        return Drawn(model.codec.decode(arrays, z), **seen)
-
-    return draw
 
 
 @dataclass(frozen=True)
@@ -218,44 +135,53 @@ class Pipeline:
                 f"this model wants {list(fields)} together; call Pipeline.drawer with a batch of them"
             )
 
+    @functools.cached_property
+    def size(self) -> tuple[int, ...]:
+        """The spatial shape of the data that the model was trained on."""
+        z = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        return jax.eval_shape(self.model.codec.decode, self.arrays, z).shape[1:-1]
+
     def drawer(self, sampling: Sampling, size: int = 64) -> Callable[..., Iterator[Drawn]]:
-        """`(conditions, seeds, negative=None) -> samples`, one seed a sample, in chunks of at most `size`.
+        """`(conditions, seeds, negative=None, task=TEXT) -> samples`, one seed a sample, in chunks of at most `size`.
 
         `negative` are the conditions that guidance leads away from, one a sample; None: the model's null condition.
+        `task` is what else is asked for, see `tasks.Task`, made by `build.task`.
 
         Raises:
           ValueError: heat maps of a model without cross-attention.
         """
         if sampling.heatmaps:
             self.check_heatmaps()
-        sampler = make_sampler(self.model, self.shape, sampling)
         scale, numbers = jnp.float32(sampling.guidance), sampling.traced()
 
-        def place(fields, rows):
-            if fields is None:
-                return None
-            return sharding.place(self.mesh, {k: np.asarray(v)[rows] for k, v in fields.items()})
-
-        def chunks(batch, seeds, negative):
+        def chunks(batch, seeds, negative, task):
+            sampler = make_sampler(self.model, self.shape, sampling, task)
             n = len(seeds)
             chunk = sharding.round_up(min(size, n), self.mesh)
+
+            def place(fields, rows):
+                return sharding.place(
+                    self.mesh, jax.tree.map(lambda field: np.asarray(field)[rows], fields)
+                )
+
             for start in range(0, n, chunk):
                 rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
                 keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
                 given = (self.params, self.arrays, place(batch, rows), keys, sampling.points)
-                x, film, maps = sampler(*given, scale, numbers, place(negative, rows))
+                of_task = (place(task.rows, rows), dict(task.numbers))
+                against = None if negative is None else place(negative, rows)
+                drawn = sampler(*given, scale, numbers, against, *of_task)
                 kept = min(chunk, n - start)
+                found = {k: np.asarray(v) for k, v in drawn._asdict().items() if v is not None}
                 yield Drawn(
-                    np.asarray(x)[:kept],
-                    None if film is None else np.asarray(film)[:, :kept],
-                    None if maps is None else np.asarray(maps)[:kept],
+                    **{k: v[:, :kept] if k == "film" else v[:kept] for k, v in found.items()}
                 )
 
-        def draw(batch, seeds, negative=None):
+        def draw(batch, seeds, negative=None, task=TEXT):
             if negative is not None and sampling.guidance == 1.0:
                 raise ValueError(
                     "guidance leads away from a negative prompt, and a guidance of 1 is none; give another, such as 5"
                 )
-            return chunks(batch, seeds, negative)
+            return chunks(batch, seeds, negative, task)
 
         return draw

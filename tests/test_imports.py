@@ -25,13 +25,14 @@ LAYERS = {
     "guided": 5,
     "heatmaps": 6,
     "training": 5,
-    "pipeline": 7,
-    "pretrained": 7,
-    "build": 8,
-    "cli": 8,
-    "measure": 8,
+    "tasks": 7,
+    "pipeline": 8,
+    "pretrained": 8,
+    "build": 9,
+    "cli": 9,
+    "measure": 9,
 }
-ENTRY = 9  # benchmark, demo, evaluate, ...
+ENTRY = 10  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import build, media, pipeline
+from ldm_jax import build, media, tasks
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
@@ -61,12 +61,12 @@ def test_a_sample_depends_on_its_seed_and_prompt_alone():
 
 def test_seeds_prompts_and_guidance_do_not_compile_anew():
     how = with_film()
-    sampler = pipeline.make_sampler(model().model, model().shape, how)
+    sampler = tasks.make_sampler(model().model, model().shape, how)
     first, _ = draw([RED], [0], how)
     compiled = sampler._cache_size()
     stronger, _ = draw([BLUE], [1], dataclasses.replace(how, guidance=5.0))
     again, _ = draw([RED], [0], dataclasses.replace(how, guidance=5.0))
-    assert pipeline.make_sampler(model().model, model().shape, how) is sampler
+    assert tasks.make_sampler(model().model, model().shape, how) is sampler
     assert sampler._cache_size() == compiled
     assert np.abs(again - first).max() > 1e-4  # and the scale is not baked in
     assert np.isfinite(stronger).all()
@@ -74,7 +74,7 @@ def test_seeds_prompts_and_guidance_do_not_compile_anew():
 
 def test_the_film_ends_at_the_sample():
     x, film = draw([RED, BLUE], [3, 4])
-    assert film.shape == (pipeline.FILM, 2, 16, 16, 3)
+    assert film.shape == (tasks.FILM, 2, 16, 16, 3)
     np.testing.assert_allclose(film[-1], x, atol=1e-5)  # Euler's last step goes to its estimate
     distance = np.abs(film - x).mean((1, 2, 3, 4))
     assert distance[0] > distance[len(distance) // 2] > distance[-1]

@@ -7,8 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, workdir
-from ldm_jax.pipeline import Pipeline, Sampling
+from ldm_jax.build.tasks import Asked, ask
+from ldm_jax.pipeline import Pipeline
+from ldm_jax.tasks import Sampling
 from ldm_jax.training.loop import Run
+
+__all__ = ["Asked", "ask", "examples", "pipeline", "run", "sampling"]
 
 
 def run(config: ConfigDict, directory: str | Path) -> Run:

@@ -22,7 +22,7 @@ from ldm_jax.build.sections import (
 from ldm_jax.diffusion import grids, samplers, solvers, spacings
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.pipeline import Sampling, make_sampler
+from ldm_jax.tasks import Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 

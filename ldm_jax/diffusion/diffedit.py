@@ -8,6 +8,7 @@ Outside of the mask x is, at every level, what inversion found there, so that it
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.process import Data, Point, over
@@ -36,7 +37,7 @@ def contrast(
 
 
 def binarised(
-    contrast: Float[Array, "b *space 1"], limit: float = 3.0, threshold: float = 0.5
+    contrast: Float[Array, "b *space 1"], limit: ArrayLike = 3.0, threshold: ArrayLike = 0.5
 ) -> Float[Array, "b *space 1"]:
     """The mask: 1 above `threshold` of `limit` times the mean, which cuts outliers off.
 

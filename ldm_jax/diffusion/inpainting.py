@@ -66,13 +66,18 @@ def repaint(points: Point, jump: int = 10, times: int = 10) -> Point:
       ValueError: a jump that is not shorter than the grid, or fewer than one time.
     """
     steps = points.t.shape[0] - 1
+    levels_fit(steps, jump, times)
+    index = levels(steps, jump, times)
+    return Point(*(jnp.asarray(a)[index] for a in points))
+
+
+def levels_fit(steps: int, jump: int, times: int) -> None:
+    """Raises: ValueError: a jump that is not shorter than a grid of so many steps, or fewer than one time."""
     if not 1 <= jump < steps or times < 1:
         raise ValueError(
             f"jump={jump} and times={times} do not fit a grid of {steps} steps; "
             f"give 1 <= jump < {steps} and times >= 1"
         )
-    index = levels(steps, jump, times)
-    return Point(*(jnp.asarray(a)[index] for a in points))
 
 
 def levels(steps: int, jump: int, times: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from ldm_jax.diffusion import (
     diffedit,
     editing,
     guidance,
-    inpainting,
     inversion,
+    keeping,
     process,
     samplers,
     solvers,
@@ -82,15 +82,11 @@ def denoiser(
 def walker(model: LatentDiffusion, solver: str, eta: Array, kept: dict[str, Any]) -> Solver:
     """The solver by its name, with what `kept` has of the data that are edited.
 
-    "known", "mask" and maybe "eps": see `inpainting.blended`; "way" and "mask": see `diffedit.followed`.
+    "known", "mask", maybe "eps", and "way": see `keeping.keeping`.
     """
     walk = solvers.make(solver, model.path, **({"eta": eta} if solver == "ddim" else {}))
-    if "way" in kept:
-        return diffedit.followed(editing.resting(walk), kept["way"], kept["mask"])
-    if "mask" in kept:
-        walk = inpainting.blended(walk, kept["known"], kept["mask"], kept.get("eps"))
-        walk = inpainting.jumping(walk)
-    return editing.resting(walk)
+    fields = ("known", "mask", "eps", "way")
+    return keeping.keeping(walk, **{name: kept[name] for name in fields if name in kept})
 
 
 @functools.lru_cache(maxsize=8)

@@ -125,8 +125,8 @@ def state_layouts(mesh: Mesh, rules: Sequence[tuple[str, Layout]], state: Any) -
     return tree.map_named(follow, state)
 
 
-def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The global batch on the mesh, from this process's part of it."""
+def place(mesh: Mesh, batch: Any) -> Any:
+    """The global batch, arrays by their names, on the mesh, from this process's part of it."""
     return jax.make_array_from_process_local_data(batch_layout(mesh), batch)
 
 
