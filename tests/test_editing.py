@@ -143,7 +143,8 @@ def test_the_grid_of_repaint():
     again, memory, _ = _up(up, x, p, q)
     assert float(again.mean()) == pytest.approx(float(q.alpha * 2), abs=0.03)
     assert float(again.std()) == pytest.approx(float(q.sigma), rel=0.03)
-    assert np.isinf(memory[1]).all()  # begins anew
+    assert np.isinf(memory.at).all()  # begins anew
+    assert not memory.taken.any()
 
 
 def _up(solver, x, p, q):

@@ -95,7 +95,11 @@ def _pseudo(start: Callable) -> Solver:
         eps = start(denoise, move, prediction.eps, eps, p, q, past.taken, inner)
         return move(eps, q), past, prediction.x0
 
-    return Solver(ms.nothing(4), step)
+    def init(x):
+        # One number of steps for all samples: the first steps are a branch.
+        return ms.nothing(4)(x)._replace(taken=jnp.zeros((), jnp.int32))
+
+    return Solver(init, step)
 
 
 def ipndm() -> Solver:

@@ -36,7 +36,7 @@ class Past(NamedTuple):
         Array, ...
     ]  # u at the levels, each [b]; -inf where there is none or it was pure noise
     m: tuple[Data, ...]
-    taken: Array  # int32 []: the steps so far, with the one that is being taken
+    taken: Array  # int32 [b]: the steps so far, with the one that is being taken
 
 
 def nothing(count: int) -> Callable[[Data], Past]:
@@ -44,7 +44,8 @@ def nothing(count: int) -> Callable[[Data], Past]:
 
     def init(x):
         never = jnp.full(x.shape[:1], -jnp.inf, x.dtype)
-        return Past((never,) * count, (jnp.zeros_like(x),) * count, jnp.zeros((), jnp.int32))
+        taken = jnp.zeros(x.shape[:1], jnp.int32)
+        return Past((never,) * count, (jnp.zeros_like(x),) * count, taken)
 
     return init
 
