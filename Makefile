@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo gallery test fast lint parity
+.PHONY: demo gallery test slow lint parity
 
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -19,10 +19,11 @@ gallery: $(VENV)/installed
 	$(RUN) -m ldm_jax.gallery --workdir runs/demo/model --out docs/gallery
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n auto --dist worksteal -m "not parity"
-
-fast: $(VENV)/installed
 	$(RUN) -m pytest -n auto --dist worksteal -m "not parity and not slow"
+
+# Whole trainings, killed and resumed; real processes; every task compiled.
+slow: $(VENV)/installed
+	$(RUN) -m pytest -n auto --dist worksteal -m "not parity and slow"
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -11,8 +11,6 @@ from PIL import Image
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def no_compile(monkeypatch):

@@ -17,7 +17,6 @@ from tests import model_folders, tiny
 from tests.drawn import like
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
-pytestmark = pytest.mark.slow
 
 NAMES = sorted(p.stem for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 # Parameters of each part: CompVis' own, from the checkpoints that the docstrings name.
@@ -147,8 +146,12 @@ def smaller(name):
     return config
 
 
+QUICK = ("demo", "demo_autoencoder")
+SLOW = [name for name in NAMES if name not in QUICK and name != "sdxl_finetune"]
+
+
 # The steps of XL are those of tests/test_finetune.py.
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "sdxl_finetune"])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_small_one_takes_a_step(name, with_coder, monkeypatch, tmp_path):
     config = smaller(name)
     if "codec" in config:

@@ -18,8 +18,6 @@ from ldm_jax.weights import files
 from tests import model_folders, tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
-pytestmark = pytest.mark.slow
-
 
 def config_of(kind="sd15", **changes):
     config = importlib.import_module(f"configs.{kind}_finetune").get_config()
@@ -54,6 +52,7 @@ def arguments(kind, workdir, *more):
     return ["--config", config, "--workdir", workdir, *set_, *more]
 
 
+@pytest.mark.slow
 def test_a_run_of_xl_trains_resumes_and_is_sampled(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert tiny.call("train", *arguments("sdxl", workdir, "--config.steps=3")) == 0

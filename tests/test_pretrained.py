@@ -160,6 +160,7 @@ def test_solvers(solver, pipe):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_verbs_of_other_models(others):
     x = pictures()
     masks = np.zeros((2, 16, 16), np.float32)
@@ -208,6 +209,7 @@ def test_a_controlnet(folder, tmp_path, pipe):
         steered.text_to_image(PROMPTS, hints=[Hint(pictures(side=8))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_types_of_parameters(dtype, folder, pipe):
     narrow = from_pretrained(folder, dtype=dtype, mesh=one_device())

@@ -10,6 +10,7 @@ from ldm_jax.training import sharding
 from tests import pretrained_folder as reduced
 from tests.test_pretrained import compiled, pictures
 
+pytestmark = pytest.mark.slow
 PROMPTS = ["a cat on a mat", "red, and Blue!"]
 STEPS = 4
 X, MASKS = pictures(), np.zeros((2, 16, 16), np.float32)
