@@ -17,7 +17,6 @@ from tests import model_folders, tiny
 from tests.drawn import like
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
-
 NAMES = sorted(p.stem for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 # Parameters of each part: CompVis' own, from the checkpoints that the docstrings name.
 SIZES = {
