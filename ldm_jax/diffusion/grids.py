@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ldm_jax.diffusion.process import Path, Point
+from ldm_jax.diffusion.process import Path, Point, concrete
 from ldm_jax.diffusion.spacings import SPACINGS, Ends, options_of
 
 
@@ -89,7 +89,7 @@ def resolution_shift(
 
 
 def _ends(path: Path) -> Ends:
-    with jax.ensure_compile_time_eval():  # numbers, also while a caller is being traced
+    with concrete():
         t = jnp.array([path.t_max, 0.0])
         alpha, sigma = np.asarray(path.alpha(t), float), np.asarray(path.sigma(t), float)
     most = sigma[0] / alpha[0] if alpha[0] else math.inf

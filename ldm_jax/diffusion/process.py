@@ -21,7 +21,8 @@ This form divides neither by alpha_p nor by sigma_q, so it holds from pure noise
 every path.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.types import Cond, Denoiser, Network, Prediction
 
+NO_MESH = jax.sharding.AbstractMesh((), ())
 Times = Float[Array, " b"]
 Data = Float[Array, "b *space c"]
 
@@ -81,6 +83,13 @@ def over(coefficient: Array, x: Array) -> Array:
     )
 
 
+@contextlib.contextmanager
+def concrete() -> Iterator[None]:
+    """Within, what is computed of numbers is a number, also while a caller is being traced, for whatever devices."""
+    with jax.sharding.use_abstract_mesh(NO_MESH), jax.ensure_compile_time_eval():
+        yield
+
+
 def determinant(path: Path, target: Target, t: Array) -> Array:
     """D = alpha b - sigma a; an error dF of the network is an error -(sigma / D) dF of x0."""
     a, b = target.row(path, t)
@@ -89,7 +98,7 @@ def determinant(path: Path, target: Target, t: Array) -> Array:
 
 def check(path: Path, target: Target) -> None:
     """Raises ValueError where the network's output cannot be read at the noisy end of the path."""
-    with jax.ensure_compile_time_eval():  # also a number while a caller is being traced
+    with concrete():
         singular = bool(determinant(path, target, jnp.full((1,), path.t_max))[0] == 0)
     if singular:
         raise ValueError(
