@@ -17,7 +17,7 @@ from ldm_jax.diffusion import diffedit as differences
 from ldm_jax.diffusion import editing, interpolation, process, solvers
 from ldm_jax.pretrained import inputs, sampling, verbs
 from ldm_jax.pretrained.inputs import Prompts
-from ldm_jax.pretrained.painting import MASK_AT, Masks
+from ldm_jax.pretrained.painting import MASK_AT, Masks, check_masks
 from ldm_jax.pretrained.verbs import Images, Strength
 
 
@@ -117,11 +117,8 @@ def diffedit(
     inputs.only(pipe, "diffedit", 0)
     texts, sources = (_as_many(p, images, pipe.factor) for p in (prompt, source))
     size, n = images.shape[1:3], len(images)
-    if masks is not None and masks.shape != images.shape[:3]:
-        raise ValueError(
-            f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
-            "give [b, h, w] of the same size"
-        )
+    if masks is not None:
+        check_masks(masks, images)
     at = verbs.begun(pipe, n, strength, steps)
     before = inputs.conditions(pipe, sources, negative_prompt, size, sizes)
     after = inputs.conditions(pipe, texts, negative_prompt, size, sizes)

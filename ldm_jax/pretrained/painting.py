@@ -21,6 +21,15 @@ Masks = Float[np.ndarray, "b h w"]
 MASK_AT = 0.5  # from here on a mask means: paint here
 
 
+def check_masks(masks: Masks, images: Images) -> None:
+    """Raises: ValueError: masks of another size or number than the images."""
+    if masks.shape != images.shape[:3]:
+        raise ValueError(
+            f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
+            "give [b, h, w] of the same size"
+        )
+
+
 def inpaint(
     pipe: Any,
     prompt: Prompts,
@@ -56,11 +65,7 @@ def inpaint(
     inputs.only(pipe, "inpaint", trained if spatial else 0)
     texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
-    if masks.shape != images.shape[:3]:
-        raise ValueError(
-            f"masks of shape {masks.shape} do not fit images of shape {images.shape}; "
-            "give [b, h, w] of the same size"
-        )
+    check_masks(masks, images)
     if spatial and repaint is not None:
         raise ValueError(
             "repaint is for models that were not trained to inpaint; leave it out for this one"
