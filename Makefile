@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# Modules are kept compiled: tests and benchmarks start many processes.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo gallery test slow lint parity
 

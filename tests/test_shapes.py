@@ -191,6 +191,20 @@ def test_tfds_reads_back_what_was_painted(tiny):
             assert TINY.labels[record["label"]] == f"{claim.colour} {claim.shape}"
 
 
+@pytest.mark.slow
+def test_several_processes_paint_the_same_in_the_same_order(monkeypatch):
+    builder = shapes_dataset_builder.Builder(data_dir="unused", config="simple")
+    monkeypatch.setattr(builder.builder_config, "world", TINY)
+    alone = list(builder._generate_examples("train"))
+    monkeypatch.setattr(shapes_dataset_builder, "CHUNK", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    together = list(builder._generate_examples("train"))
+    for (i, a), (j, b) in zip(alone, together, strict=True):
+        pictures = [example.pop("image").getvalue() for example in (a, b)]
+        maps = [example.pop("segmentation").getvalue() for example in (a, b)]
+        assert (i, pictures[0], maps[0], a) == (j, pictures[1], maps[1], b)
+
+
 def test_segmentation_is_png_with_one_channel():
     record = shapes_dataset_builder.example(TINY, "train", 0)
     with Image.open(io.BytesIO(record["segmentation"].getvalue())) as image:

@@ -123,15 +123,18 @@ def run(
         raise ValueError(
             f"sharding = {rules!r} is no list of (regex, layout), such as (('.*', 'fsdp'),)"
         )
+    init = jax.jit(init)  # traced once: here, for the state's shapes, and for the state
     shapes = jax.eval_shape(init, jax.random.key(0))
     sharding.layouts(mesh, rules, shapes)
-    micro = {
-        k: jax.ShapeDtypeStruct((batch // accumulate, *v.shape[1:]), v.dtype)
-        for k, v in example.items()
-    }
-    jax.eval_shape(
-        loss, shapes, frozen, micro, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
-    )
+    if (
+        kept is None or kept.loading is None
+    ):  # a step that was kept was gone through when it was made
+        micro = {
+            k: jax.ShapeDtypeStruct((batch // accumulate, *v.shape[1:]), v.dtype)
+            for k, v in example.items()
+        }
+        at = jax.ShapeDtypeStruct((), np.int32)
+        jax.eval_shape(loss, shapes, frozen, micro, jax.random.key(0), at)
     return loop.Run(
         seed=config.seed,
         steps=config.steps,

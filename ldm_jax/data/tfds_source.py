@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow_datasets
 from etils import epath
 from tensorflow_datasets import features as kinds
+
+AT_ONCE = 1024  # records that are read together, where all are: many times as fast as one by one
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,22 @@ class Prepared:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"{self.name} has {self.length} records, there is no number {index}")
+        records, parse = self._opened()
+        return parse(records[index])
+
+    def _opened(self) -> tuple[Any, Callable[[bytes], dict[str, Any]]]:
+        """The records as bytes, and what makes fields of one."""
         theirs = tuple(name for _, name in self.features)
         records, parser, encoded, texts = _open(self.directory, self.split, theirs)
-        parsed = parser.deserialize_example_np(records[index], decoders=encoded)
-        return {
-            ours: _text(_at(parsed, name)) if name in texts else _at(parsed, name)
-            for ours, name in self.features
-        }
+
+        def parse(record):
+            parsed = parser.deserialize_example_np(record, decoders=encoded)
+            return {
+                ours: _text(_at(parsed, name)) if name in texts else _at(parsed, name)
+                for ours, name in self.features
+            }
+
+        return records, parse
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -59,9 +70,14 @@ class Prepared:
 
     def captions(self) -> Iterator[str]:
         texts = self.only(("caption",))
-        for index in range(len(self) if texts.features else 0):
-            caption = texts[index]["caption"]
-            yield from [caption] if isinstance(caption, str) else caption
+        if not texts.features:
+            return
+        records, parse = texts._opened()
+        for first in range(0, len(self), AT_ONCE):
+            rows = range(first, min(first + AT_ONCE, len(self)))
+            for record in records.__getitems__(rows):
+                caption = parse(record)["caption"]
+                yield from [caption] if isinstance(caption, str) else caption
 
 
 def tfds(

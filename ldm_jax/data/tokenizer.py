@@ -41,9 +41,10 @@ def train(
         raise ValueError(f"unknown kind of tokenizer {kind!r}; choose 'wordpiece' or 'bpe'")
     blank = _pieces(kind, {})
     words = collections.Counter()
-    for caption in captions:
+    for caption, count in collections.Counter(captions).items():
         normal = blank.normalizer.normalize_str(caption)
-        words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(normal))
+        for word, _ in blank.pre_tokenizer.pre_tokenize_str(normal):
+            words[word] += count
     if not words:
         raise ValueError("no captions to learn a vocabulary from; give a source that has captions")
     # The library numbers the letters in the order of a random hash and breaks ties by number. Given

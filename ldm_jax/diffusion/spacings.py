@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+from scipy import special
 
 from ldm_jax.diffusion.process import Path
 
@@ -128,9 +128,9 @@ def beta(
         raise ValueError(f"{a=} and {b=} must be positive; Lee et al. use 0.6")
     if of == "t":
         share = 1 - np.arange(ends.levels) / max(ends.steps, 1)
-        return of, ends.path.t_max * beta_distribution.ppf(share, a, b)
+        return of, ends.path.t_max * special.betaincinv(a, b, share)
     first, last = _between(ends, of, sigma_min, sigma_max)
-    share = beta_distribution.ppf(1 - np.linspace(0, 1, ends.levels), a, b)
+    share = special.betaincinv(a, b, 1 - np.linspace(0, 1, ends.levels))
     return of, _from_the_noisy_end(last + share * (first - last))
 
 
