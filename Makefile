@@ -5,6 +5,10 @@ RUN = $(VENV)/bin/python
 # Modules are kept compiled: tests and benchmarks start many processes.
 export PYTHONDONTWRITEBYTECODE =
 
+# More arguments for pytest. Shapes and types are checked by `make test`; elsewhere that would cost a fifth of the time.
+PYTEST =
+UNCHECKED = --jaxtyping-packages=
+
 .PHONY: demo gallery test slow lint parity
 
 $(VENV)/installed: pyproject.toml
@@ -21,11 +25,11 @@ gallery: $(VENV)/installed
 	$(RUN) -m ldm_jax.gallery --workdir runs/demo/model --out docs/gallery
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n auto --dist worksteal -m "not parity and not slow"
+	$(RUN) -m pytest $(PYTEST) -n auto --dist worksteal -m "not parity and not slow"
 
 # Whole trainings, killed and resumed; real processes; every task compiled.
 slow: $(VENV)/installed
-	$(RUN) -m pytest -n auto --dist worksteal -m "not parity and slow"
+	$(RUN) -m pytest $(UNCHECKED) -n auto --dist worksteal -m "not parity and slow"
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -36,4 +40,4 @@ TORCH ?= torch
 parity: $(VENV)/installed
 	$(RUN) -m pip install --quiet $(TORCH)
 	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
-	$(RUN) -m pytest -n auto --dist worksteal -m parity
+	$(RUN) -m pytest $(UNCHECKED) -n auto --dist worksteal -m parity
