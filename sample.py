@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import cli
+from ldm_jax import cli, heap
 
 FLAGS = flags.FlagValues()
 text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
@@ -58,6 +58,7 @@ OUT = text("out", None, "a folder for the pictures; None: WORKDIR/samples")
 
 
 def main(argv: list[str]) -> None:
+    heap.keep()
     cli.compile_cache()
     with cli.plain_errors():
         cli.nothing_more(argv, "a prompt is given by --prompt TEXT")

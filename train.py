@@ -11,7 +11,7 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ldm_jax import cli
+from ldm_jax import cli, heap
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +26,7 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+    heap.keep()
     cli.compile_cache()
     with cli.plain_errors():
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")

@@ -1,7 +1,8 @@
 """What latents buy: one U-Net on pixels and on latents of the same pictures, trained and sampled.
 
     python -m ldm_jax.benchmark latent-vs-pixel --size 64 --width 64 --batch 8
-    python -m ldm_jax.benchmark sampler --help           # another one: how fast models draw, and against diffusers
+    python -m ldm_jax.benchmark sampler --help           # how fast models draw, also against diffusers
+    python -m ldm_jax.benchmark train --help             # how fast models train, also against diffusers
 
 The network is the same one, with the same number of parameters, on 3-channel pixels, f4 and f8 latents. A latent train
 step includes encoding, latent sampling includes decoding. Weights are random: time does not depend on them. FLOPs are
@@ -9,6 +10,7 @@ XLA's own count of the compiled programs. Rombach et al. 2022 (table 6) report 2
 4.9x (512 px) in sampling for f4 against pixels, at equal parameter counts.
 """
 
+import functools
 import json
 import sys
 import time
@@ -22,10 +24,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import cli, codec
+from ldm_jax import cli, codec, heap
 from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, times, weightings
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.measure import sampler
+from ldm_jax.measure import sampler, train
 from ldm_jax.models import autoencoder, unet
 from ldm_jax.tasks import Sampling, make_sampler
 from ldm_jax.training import diffusion_loss, optimizer, sharding, step
@@ -161,16 +163,20 @@ def latent_vs_pixel() -> None:
         Path(OUT.value).write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def of_samplers() -> None:
+def of_models(benchmark: Any) -> None:
     with cli.plain_errors():
-        asked = sampler.prepare()
-    sampler.main(asked)
+        asked = benchmark.prepare()
+    benchmark.main(asked)
 
 
-BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel, "sampler": of_samplers}
+OF_MODELS = {"sampler": sampler, "train": train}
+BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel} | {
+    name: functools.partial(of_models, module) for name, module in OF_MODELS.items()
+}
 
 
 def main(argv: list[str]) -> None:
+    heap.keep()
     cli.compile_cache()
     if argv[1:2] == [] or argv[1] not in BENCHMARKS:
         cli.fail(f"name a benchmark: {sorted(BENCHMARKS)}")
@@ -180,8 +186,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if "sampler" in sys.argv[1:2]:
-        __doc__ = sampler.__doc__
-        cli.run(main, sampler.FLAGS)
+    if named := OF_MODELS.get("".join(sys.argv[1:2])):
+        __doc__ = named.__doc__
+        cli.run(main, named.FLAGS)
     cli.run(main, FLAGS)
     sys.exit(0)

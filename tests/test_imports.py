@@ -12,6 +12,7 @@ LAYERS = {
     "types": 0,
     "tree": 0,
     "tiles": 0,
+    "heap": 0,
     "nn": 1,
     "diffusion": 1,
     "metrics": 3,

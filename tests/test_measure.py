@@ -1,5 +1,6 @@
 """Counts of operations in closed form, and the benchmark of samplers on a model that takes no time."""
 
+import dataclasses
 import importlib
 import json
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import benchmark, media
-from ldm_jax.measure import models, plot, programs, rival, sampler, timing
+from ldm_jax.measure import models, plot, programs, rival, sampler, timing, train
 from ldm_jax.measure.flops import flops
 from ldm_jax.models import unet
 from ldm_jax.nn import attend, conv
@@ -63,12 +64,14 @@ def test_stable_diffusion_takes_as_many_operations_as_published():
     assert isinstance(made.module, unet.UNet)
 
 
-def flagged(monkeypatch, **given):
+def flagged(monkeypatch, benchmark=sampler, **given):
     monkeypatch.setitem(models.MODELS, "smallest", lambda: SMALLEST)
-    for name in sampler.FLAGS:
-        sampler.FLAGS[name].unparse()
-    given = dict(model="smallest", steps="1", repeats="2") | given
-    sampler.FLAGS(["benchmark", *(f"--{name}={value}" for name, value in given.items())])
+    for name in benchmark.FLAGS:
+        benchmark.FLAGS[name].unparse()
+    given = dict(model="smallest", repeats="2") | given
+    if benchmark is sampler:
+        given = dict(steps="1") | given
+    benchmark.FLAGS(["benchmark", *(f"--{name}={value}" for name, value in given.items())])
 
 
 def test_the_benchmark_measures_every_part(monkeypatch, tmp_path, capsys):
@@ -96,6 +99,42 @@ def test_the_benchmark_measures_every_part(monkeypatch, tmp_path, capsys):
     assert "| ldm_jax | 1 |" in printed
     picture = media.read_png(out.with_suffix(".png"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+
+
+def test_the_benchmark_of_training_measures_every_part(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    flagged(monkeypatch, train, batch="2", out=out)
+    train.main(train.prepare())
+    (row,) = json.loads(out.read_text())["rows"]
+    for part in train.PARTS:
+        assert row[part]["cpu_seconds"] > 0
+        rate = row[part]["flops"] / row[part]["cpu_seconds"]
+        assert row[part]["tflops"] == pytest.approx(rate / 1e12)
+    # The gradient of a product takes two; that of the first layer's input, a convolution, is not needed.
+    assert 2.9 * row["loss"]["flops"] < row["gradient"]["flops"] < 3 * row["loss"]["flops"]
+    assert "| ldm_jax | 2 |" in capsys.readouterr().out
+    assert out.with_suffix(".png").is_file()
+
+
+def test_a_step_of_the_benchmark_is_adam_on_the_loss_of_the_noise():
+    subject = models.random("smallest", *SMALLEST, "float32")
+    given = train.given_batch(subject, 2, 8)
+    loss, params = train.loss_of(subject), subject.params["network"]
+    alpha = subject.model.path.alpha(given["t"] / 999)[:, None, None, None]
+    x_t = alpha * given["x0"] + jnp.sqrt(1 - alpha**2) * given["eps"]
+    out = subject.model.network.apply({"params": params}, x_t, given["t"], given["cond"])
+    np.testing.assert_allclose(
+        loss(params, given), jnp.square(out - given["eps"]).mean(), rtol=1e-5
+    )
+    weights = {"w": jnp.array([1.0, -2.0])}
+    runs, _ = train.compiled(lambda params, _: jnp.square(params["w"]).sum(), weights, 0)
+    for name, params_of in (("step", lambda s: s[0]), ("run", lambda s: s.params)):
+        runs[name]()
+        # Adam's first step is the rate, against the gradient's sign, after the decay.
+        lr, decay = train.ADAMW["lr"], train.ADAMW["weight_decay"]
+        expected = weights["w"] * (1 - lr * decay) - lr * jnp.sign(weights["w"])
+        np.testing.assert_allclose(params_of(runs[name].state)["w"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(weights["w"], [1.0, -2.0])  # copies were changed
 
 
 def test_guidance_doubles_the_network_and_steps_repeat_it():
@@ -157,11 +196,14 @@ def test_a_comparison_needs_what_it_compares_with(monkeypatch):
     subject = models.random("smallest", *SMALLEST, "float32")
     with pytest.raises(ValueError, match="written here for ddim, and not for 'heun'"):
         rival.check(subject, "heun")
+    model = subject.model._replace(conditioner=None)
+    with pytest.raises(ValueError, match="compared here for models that read tokens alone"):
+        rival.check_training(dataclasses.replace(subject, model=model))
 
 
 def test_benchmarks_by_name(monkeypatch, capsys):
     for argv, message in (
-        (["samplers"], "name a benchmark: ['latent-vs-pixel', 'sampler']"),
+        (["samplers"], "name a benchmark: ['latent-vs-pixel', 'sampler', 'train']"),
         (["sampler", "--stepps=3"], "unknown arguments ['--stepps=3']"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -5,7 +5,7 @@ The library itself imports neither; they are looked for by name when a compariso
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +36,15 @@ def check(subject: Subject, solver: str) -> None:
     if "text_encoder" not in subject.made:
         raise ValueError(f"the model {subject.name!r} reads no text; compare one that does")
     libraries()
+
+
+def check_training(subject: Subject) -> None:
+    """Raises: ValueError: a comparison that cannot be made."""
+    if subject.model.fields != ("tokens",):
+        raise ValueError(
+            f"the condition of {subject.name!r} consists of {list(subject.model.fields)}; "
+            "training is compared here for models that read tokens alone, such as 'sd15'"
+        )
 
 
 def parts(
@@ -112,6 +121,71 @@ def parts(
         return decode(loop())
 
     return {"text": text, "loop": loop, "decode": decode, "together": together}
+
+
+class Training(NamedTuple):
+    """A network in torch that is trained: {"loss": ..., "gradient": ..., "step": ...}, each a run that waits.
+
+    "loss" and "gradient" return the loss; the gradient is then in `gradients`, by names of ours.
+    """
+
+    parts: dict[str, Callable[[], Any]]
+    gradients: Callable[[], dict[str, np.ndarray]]
+
+
+def training(
+    subject: Subject, dtype: str, given: Any, settings: dict[str, Any], compiled: bool, fused: bool
+) -> Training:
+    """The mean squared error of the noise, and AdamW with these settings; parameters are in float32.
+
+    `given` has the latents "x0", the noise "eps", steps "t" of the table, and the condition "cond".
+    """
+    torch, diffusers, transformers = libraries()
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    component, params = subject.made["unet"], subject.component_params()["unet"]
+    made = _network(torch, diffusers, transformers, component, params, where, torch.float32)
+    made = made.train().requires_grad_(True)
+    net = torch.compile(made) if compiled else made
+    optimizer = torch.optim.AdamW(made.parameters(), fused=fused, **settings)
+    noise = diffusers.DDIMScheduler.from_config(dict(subject.noise))
+
+    def tensor(array):
+        return torch.from_numpy(np.array(array)).to(where)
+
+    x0, eps = (tensor(np.moveaxis(np.asarray(given[name]), -1, 1)) for name in ("x0", "eps"))
+    t, tokens = tensor(given["t"]), tensor(given["cond"].tokens)
+    half = torch.autocast(where, getattr(torch, dtype), enabled=dtype != "float32")
+
+    def wait(result):
+        if where == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    def error():
+        with half:
+            x_t = noise.add_noise(x0, eps, t)
+            out = net(x_t, t, encoder_hidden_states=tokens, return_dict=False)[0]
+        return torch.nn.functional.mse_loss(out.float(), eps)
+
+    @torch.no_grad()
+    def loss():
+        return wait(error())
+
+    def gradient():
+        optimizer.zero_grad(set_to_none=True)
+        value = error()
+        value.backward()
+        return wait(value.detach())
+
+    def step():
+        gradient()
+        optimizer.step()
+        wait(None)
+
+    def gradients():
+        return {name: p.grad.float().cpu().numpy() for name, p in made.named_parameters()}
+
+    return Training({"loss": loss, "gradient": gradient, "step": step}, gradients)
 
 
 def array(result: Any) -> np.ndarray:

@@ -15,101 +15,51 @@ been compared; ratios are medians over pairs (above 1: ours is faster). On a GPU
 `torch.compile`. Without an accelerator everything runs on one pinned thread and seconds are those of the CPU.
 """
 
-import json
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from ldm_jax.measure import flops, models, plot, programs, rival, timing
+from ldm_jax.measure import comparison, flops, models, programs, rival, timing
+from ldm_jax.measure.comparison import Asked
 
 FLAGS = flags.FlagValues()
-MODEL = flags.DEFINE_string("model", "tiny", "a name or a folder", flag_values=FLAGS)
+comparison.define(FLAGS, "1", ("float32", "bfloat16", "float16"), "of parameters and computation")
 SOLVER = flags.DEFINE_string("solver", "ddim", "by its name", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 50, "of the solver", lower_bound=1, flag_values=FLAGS)
 GUIDANCE = flags.DEFINE_float("guidance", 7.5, "its scale; 1: none", flag_values=FLAGS)
-BATCH = flags.DEFINE_list("batch", ["1"], "pictures at once, such as 1,4,16", flag_values=FLAGS)
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    "float32",
-    ("float32", "bfloat16", "float16"),
-    "of parameters and computation",
-    flag_values=FLAGS,
-)
-SIDE = flags.DEFINE_integer(
-    "side", None, "of a latent; the model's own without it", lower_bound=1, flag_values=FLAGS
-)
-REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs", lower_bound=1, flag_values=FLAGS)
-AGAINST = flags.DEFINE_enum(
-    "against", None, ("diffusers",), "what to compare with", flag_values=FLAGS
-)
-OUT = flags.DEFINE_string(
-    "out", None, "a JSON file; a plot is beside it, as .png", flag_values=FLAGS
-)
 
 PARTS = ("text", "loop", "decode", "together")
-AGREE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # relative, of latents and of images
-
-
-class Asked(NamedTuple):
-    """What the flags ask for, checked."""
-
-    subject: models.Subject
-    batches: list[int]
-    pinned: bool  # to one core
 
 
 def prepare() -> Asked:
-    """The model and the batches; on a machine without an accelerator a comparison is pinned to one thread.
+    """What the flags ask for.
 
     Raises:
-      ValueError: what was asked for is not there (also as `models.subject`, `programs.check`, `rival.check`); nothing
-        was compiled.
+      ValueError: as `comparison.prepare`, `programs.check` and `rival.check`; nothing was compiled.
     """
-    batches, pinned = _batches(), False
-    if AGAINST.value:
-        torch = rival.libraries()[0]
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some too
-        if pinned := timing.pin_without_accelerator():
-            torch.set_num_threads(1)
-    subject = models.subject(MODEL.value, DTYPE.value)
-    programs.check(subject, SOLVER.value, STEPS.value)
-    if AGAINST.value:
-        rival.check(subject, SOLVER.value)
-    return Asked(subject, batches, pinned)
+    asked = comparison.prepare(FLAGS)
+    programs.check(asked.subject, SOLVER.value, STEPS.value)
+    if FLAGS.against:
+        rival.check(asked.subject, SOLVER.value)
+    return asked
 
 
 def main(asked: Asked) -> None:
     """Measures, prints a table, and writes what --out names."""
     result = run(asked.subject, asked.batches) | {"one_pinned_thread": asked.pinned}
     print(table(result))
-    if OUT.value:
-        path = Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        clock = _clock()
+    if FLAGS.out:
         rows = [
-            (f"{row['by']}, batch {row['batch']}", row["batch"] / row["together"][clock])
+            (
+                f"{row['by']}, batch {row['batch']}",
+                row["batch"] / row["together"][comparison.clock()],
+            )
             for row in result["rows"]
         ]
         title = f"{result['model']}, {result['steps']} steps, {result['dtype']}, {result['device']}"
-        plot.bars(path.with_suffix(".png"), title, rows, "images/s")
-
-
-def _batches() -> list[int]:
-    if not all(given.isdigit() and int(given) for given in BATCH.value) or not BATCH.value:
-        raise ValueError(f"--batch={','.join(BATCH.value)} is no list of numbers such as 1,4,16")
-    return [int(given) for given in BATCH.value]
-
-
-def _clock() -> str:
-    """What seconds are compared: of the CPU where it is the device."""
-    return "cpu_seconds" if jax.default_backend() == "cpu" else "seconds"
+        comparison.write(FLAGS.out, result, title, rows, "images/s")
 
 
 def run(subject: models.Subject, batches: list[int]) -> dict[str, Any]:
@@ -118,25 +68,15 @@ def run(subject: models.Subject, batches: list[int]) -> dict[str, Any]:
     Raises:
       ValueError: torch's results are not ours.
     """
-    rate = timing.matmul_rate(DTYPE.value)
+    rate = timing.matmul_rate(FLAGS.dtype)
     rows = [row for batch in batches for row in measure(subject, batch, rate)]
-    return {
-        "command": " ".join(["python -m ldm_jax.benchmark", *sys.argv[1:]]),
-        "model": subject.name,
-        "solver": SOLVER.value,
-        "steps": STEPS.value,
-        "guidance": GUIDANCE.value,
-        "dtype": DTYPE.value,
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "matmul_tflops": rate / 1e12,
-        "rows": rows,
-    }
+    asked = {"solver": SOLVER.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
+    return comparison.described(subject, FLAGS, rate) | asked | {"rows": rows}
 
 
 def measure(subject: models.Subject, batch: int, rate: float) -> list[dict[str, Any]]:
     """A row for us, and one for each rival."""
-    side = SIDE.value or subject.side
+    side = FLAGS.side or subject.side
     made = programs.programs(subject, SOLVER.value, STEPS.value, GUIDANCE.value, batch, side)
     together, compiling = timing.compile_seconds(made["together"][0], *made["together"][1])
     compiled = {n: f.lower(*args).compile() for n, (f, args) in made.items() if n != "together"}
@@ -146,33 +86,23 @@ def measure(subject: models.Subject, batch: int, rate: float) -> list[dict[str, 
         return lambda: jax.block_until_ready(compiled[name](*made[name][1]))
 
     runs = {"ldm_jax": {name: ours(name) for name in PARTS}}
-    if AGAINST.value:
+    if FLAGS.against:
         runs |= _rivals(subject, made, runs["ldm_jax"])
-    spent = {
-        name: timing.interleaved({by: parts[name] for by, parts in runs.items()}, REPEATS.value)
-        for name in PARTS
-    }
+    spent = timing.parts_in_turn(runs, FLAGS.repeats)
     rows = []
     for by in runs:
         row = {"by": by, "batch": batch, "side": side}
-        row |= {name: spent[name][by].summary() for name in PARTS}
+        row |= {name: spent[by][name].summary() for name in PARTS}
         row["step_seconds"] = row["loop"]["seconds"] / STEPS.value
         row["images_per_second"] = batch / row["together"]["seconds"]
         if by == "ldm_jax":
             row |= compiling | timing.memory(together)
             for name in PARTS:
-                counted = flops.flops(*(made[name][0], *made[name][1]))
-                row[name] |= {"flops": counted, "xla_flops": timing.xla_flops(compiled[name])}
-                row[name]["tflops"] = counted / row[name][_clock()] / 1e12
-                row[name]["of_matmul_rate"] = counted / row[name][_clock()] / rate
+                operations = flops.flops(*(made[name][0], *made[name][1]))
+                row[name]["xla_flops"] = timing.xla_flops(compiled[name])
+                row[name] |= comparison.counted(operations, row[name], rate)
         else:
-            which = "busy" if _clock() == "cpu_seconds" else "wall"
-            row["ratio"] = {
-                name: timing.ratio(
-                    getattr(spent[name][by], which), getattr(spent[name]["ldm_jax"], which)
-                )
-                for name in PARTS
-            }
+            row["ratio"] = comparison.ratios(spent[by], spent["ldm_jax"])
         rows.append(row)
     return rows
 
@@ -191,7 +121,7 @@ def _rivals(subject, made, ours):
     if jax.default_backend() == "gpu":
         kinds["diffusers compiled"] = True
     found = {
-        by: rival.parts(subject, DTYPE.value, conds, args, STEPS.value, compiled)
+        by: rival.parts(subject, FLAGS.dtype, conds, args, STEPS.value, compiled)
         for by, compiled in kinds.items()
     }
     results = {name: ours[name]() for name in ("text", "loop", "decode")}
@@ -203,19 +133,13 @@ def _rivals(subject, made, ours):
                 if len(theirs) > 1:
                     continue  # of two encoders they give more than is read
                 theirs = theirs[0][: len(start)]
-            a, b = np.asarray(result, np.float32), rival.array(theirs)
-            error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
-            print(f"{by}, {name}: relative error {error:.1e}", file=sys.stderr)
-            if not error < AGREE[DTYPE.value]:
-                raise ValueError(
-                    f"the {name} of {by} gives something else than ours (relative error {error:.2g})"
-                )
+            comparison.check(by, name, result, rival.array(theirs), FLAGS.dtype)
     return found
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as people read it."""
-    clock = "CPU s" if _clock() == "cpu_seconds" else "s"
+    clock = "CPU s" if comparison.clock() == "cpu_seconds" else "s"
     lines = [
         f"\n{result['model']}, {result['solver']}, {result['steps']} steps, guidance {result['guidance']}, "
         f"{result['dtype']}, {result['device']}, jax {result['jax']}, "
@@ -225,7 +149,7 @@ def table(result: dict[str, Any]) -> str:
         "|---" * 13 + "|",
     ]
     for row in result["rows"]:
-        each = [row[name][_clock()] for name in PARTS]
+        each = [row[name][comparison.clock()] for name in PARTS]
         cells = [row["by"], str(row["batch"]), f"{each[1] / result['steps']:.4g}"]
         cells += [f"{seconds:.4g}" for seconds in each]
         cells += [f"{row['together']['seconds_p90']:.4g}", f"{row['batch'] / each[3]:.4g}"]

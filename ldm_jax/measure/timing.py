@@ -5,7 +5,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from ldm_jax import heap
+
 Run = Callable[[], Any]
-DEVICES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd")  # in /dev, of accelerators
 
 
 class Spent(NamedTuple):
@@ -48,6 +48,18 @@ def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, Spent]:
     return spent
 
 
+def parts_in_turn(
+    runs: Mapping[str, Mapping[str, Run]], repeats: int
+) -> dict[str, dict[str, Spent]]:
+    """{who: {part: seconds}} of {who: {part: run}}; one part after the other, each as `interleaved`."""
+    spent: dict[str, dict[str, Spent]] = {by: {} for by in runs}
+    for name in dict.fromkeys(name for parts in runs.values() for name in parts):
+        having = {by: parts[name] for by, parts in runs.items() if name in parts}
+        for by, of in interleaved(having, repeats).items():
+            spent[by][name] = of
+    return spent
+
+
 def ratio(of: Sequence[float], to: Sequence[float]) -> float:
     """The median of the ratios of pairs."""
     return float(np.median(np.asarray(of) / np.asarray(to)))
@@ -58,7 +70,7 @@ def pin_without_accelerator() -> bool:
 
     On a shared CPU the seconds of one pinned thread are what can be compared.
     """
-    if any(any(Path("/dev").glob(pattern)) for pattern in DEVICES):
+    if heap.has_accelerator():
         return False
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ["XLA_FLAGS"] = (
