@@ -24,9 +24,15 @@ N = 90  # pictures in a folder; the features are 64 numbers
 def random_network(path, seed=0):
     world = vocabulary.SIMPLE
     example = jnp.zeros((1, world.side, world.side, 3))
-    params = shapes_features.network(world).init(jax.random.key(seed), example)
-    shapes_features.save(path, world, params)
-    return path, params
+    shapes = jax.eval_shape(shapes_features.network(world).init, jax.random.key(0), example)
+    rng = np.random.default_rng(seed)
+
+    def drawn(leaf):
+        fan = np.prod(leaf.shape[:-1])
+        return (rng.standard_normal(leaf.shape) / np.sqrt(fan)).astype(np.float32)
+
+    shapes_features.save(path, world, jax.tree.map(drawn, shapes))
+    return path
 
 
 def noise(folder, n=N, seed=0, side=32, width=None, low=0):
@@ -69,6 +75,7 @@ def read(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
 
 
+@pytest.mark.slow
 def test_figures_of_two_folders(given, tmp_path, capsys):
     """Streamed in batches over eight devices, they are those of all features at once."""
     out, stats = tmp_path / "new/out.json", tmp_path / "stats.npz"
@@ -166,7 +173,7 @@ def test_statistics_of_something_else(given, tmp_path, capsys):
         assert evaluate(*flags(given, *argv), "--reference", stats) == 2
         return sentence(capsys)
 
-    other, _ = random_network(tmp_path / "other.safetensors", seed=1)
+    other = random_network(tmp_path / "other.safetensors", seed=1)
     assert "statistics of other weights" in refused(
         "--metrics", "fid", "--features", f"shapes:{other}"
     )
@@ -261,6 +268,7 @@ def test_models_with_other_conditions_are_sampled(kind, tmp_path):
     assert ("label" in made) == (kind == "label")
 
 
+@pytest.mark.slow
 def test_training_a_feature_network_lowers_its_loss():
     world = vocabulary.SIMPLE
     rng = np.random.default_rng(0)
