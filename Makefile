@@ -35,9 +35,10 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# The PyTorch references; without TORCH it takes the newest release.
+# The PyTorch references; without TORCH it takes the newest release. The last three would choose a torch of their own.
 TORCH ?= torch
 parity: $(VENV)/installed
 	$(RUN) -m pip install --quiet $(TORCH)
 	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
+	$(RUN) -m pip install --quiet --no-deps "torch-fidelity>=0.4" "lpips>=0.1.4" torchvision
 	$(RUN) -m pytest $(UNCHECKED) -n auto --dist worksteal -m parity

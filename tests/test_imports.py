@@ -32,6 +32,7 @@ LAYERS = {
     "build": 9,
     "cli": 9,
     "measure": 9,
+    "quality": 9,
 }
 ENTRY = 10  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}

@@ -1,7 +1,8 @@
 """From a config to a run or a pipeline: the only place that reads configs."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,8 +12,9 @@ from ldm_jax.build.tasks import Asked, ask
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import Sampling
 from ldm_jax.training.loop import Run
+from ldm_jax.types import Batch
 
-__all__ = ["Asked", "ask", "examples", "pipeline", "run", "sampling"]
+__all__ = ["Asked", "ask", "examples", "pipeline", "run", "sampling", "validation"]
 
 
 def run(config: ConfigDict, directory: str | Path) -> Run:
@@ -75,3 +77,40 @@ def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, lis
         config, of, (), batch=n, crop="center", flip=False, shuffle=False, repeat=False
     )
     return batches[0]["x"], batches.captions(0)
+
+
+class Validation(NamedTuple):
+    """The first examples of a run's validation data; what is a function is read when it is called."""
+
+    name: str
+    picture: Callable[[int], np.ndarray]  # [h w c] in [-1, 1]
+    captions: Callable[[], list[str]] | None
+    conditions: Callable[[], Batch]  # of all of them, for `Pipeline.drawer`
+
+
+def validation(directory: str | Path, of: Pipeline, n: int) -> Validation:
+    """The first `n` examples of a run's validation data.
+
+    Raises:
+      ValueError: fewer examples than `n`.
+    """
+    config = workdir.read_config(directory)
+    source = parts.source(config, **parts.data(config)["validation"])
+    if n > len(source):
+        raise ValueError(f"{source.name} has {len(source)} examples, not {n}; give a smaller --n")
+    own = [f for f in of.model.fields if f not in of.texts and f not in of.common]
+    fixed = dict(crop="center", flip=False, shuffle=False, repeat=False)
+    one = parts.batches(config, source, own, batch=1, **fixed)
+
+    def captions():
+        return [one.captions(i)[0] for i in range(n)]
+
+    def conditions():
+        if not of.model.fields:
+            return of.unconditional(n)
+        rows = [one[i] for i in range(n)] if own else []
+        made = {name: np.concatenate([row[name] for row in rows]) for name in own}
+        return made | (of.prompts(captions()) if of.texts else {})
+
+    told = captions if "caption" in source.fields else None
+    return Validation(source.name, lambda i: one[i]["x"][0], told, conditions)

@@ -76,3 +76,11 @@ class Logs:
         self._bar.close()
         self._file.close()
         self._board.close()
+
+
+def evaluated(workdir: str | Path, step: int, figures: Mapping[str, object]) -> None:
+    """The numbers among the figures of an evaluation, in the run's TensorBoard under "evaluation/"."""
+    with SummaryWriter(str(Path(workdir) / "tensorboard")) as board:
+        for name, value in figures.items():
+            if isinstance(value, float):
+                board.add_scalar(f"evaluation/{name}", value, step)

@@ -1,0 +1,75 @@
+"""What is evaluated: pictures in folders, or those of a trained model beside the data that it was trained on."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm_jax import media
+from ldm_jax.data import transforms
+from ldm_jax.pipeline import Pipeline
+from ldm_jax.quality import pictures
+from ldm_jax.quality.pictures import Pictures
+from ldm_jax.tasks import Sampling
+
+
+class Subject(NamedTuple):
+    """The sets of pictures; those that a model has yet to make are made when they are called for."""
+
+    reference: Pictures | None
+    example: Pictures  # has the size of the generated ones
+    count: int  # of them
+    original: Pictures | None  # of the pairs
+    generated: Callable[[], Pictures]
+    rebuilt: Callable[[], Pictures]
+    captions: Callable[[], Sequence[str]] | None  # of the generated ones
+
+
+def of_folders(images: Pictures, reference: Pictures | None) -> Subject:
+    """A folder of pictures and another, which holds their originals where pairs are asked for."""
+    original = reference and reference.first(images.count)
+    captions = images.captions and (lambda: images.captions)
+    made = (lambda: images,) * 2
+    return Subject(reference, images, images.count, original, *made, captions)
+
+
+def of_model(
+    pipeline: Pipeline,
+    sampling: Sampling,
+    reference: Pictures | None,
+    original: Pictures,
+    conditions: Callable[[], Mapping[str, Any]],
+    captions: Callable[[], Sequence[str]] | None,
+    seed: int,
+) -> Subject:
+    """Samples under the conditions of the originals, which are the reference unless another is given."""
+    n = original.count
+
+    def samples():
+        draw = pipeline.drawer(sampling)
+        drawn = draw(conditions(), [seed + i for i in range(n)])
+        return _made("samples", n, (part.x for part in drawn))
+
+    def reconstructions():
+        size = 64
+        parts = (
+            pipeline.reconstruct(
+                transforms.to_unit(pictures.stacked(original, i, min(i + size, n))), size
+            )
+            for i in range(0, n, size)
+        )
+        return _made("reconstructions", n, parts)
+
+    compared = original if reference is None else reference
+    return Subject(compared, original, n, original, samples, reconstructions, captions)
+
+
+def _made(name: str, n: int, parts: Iterable[np.ndarray]) -> Pictures:
+    """Pictures of a model, kept in 8 bits."""
+    made = []
+    with tqdm(total=n, unit="picture", desc=f"making {name}", mininterval=1.0) as bar:
+        for part in parts:
+            made.append(media.to_uint8(part))
+            bar.update(len(part))
+    return pictures.of_array(name, np.concatenate(made))
