@@ -1,24 +1,19 @@
-"""What a trained model draws, one compiled program a task: from a text alone, from pictures, between two prompts.
+"""Where each task begins its walk, and on which grid, under which conditions and beside which data it goes on.
 
-A task changes where the walk from noise begins, what of given data stays, and which conditions are asked for
-(`diffusion.editing` and its neighbours); the denoiser, its guidance and the one scan are the same in all of them.
-Seeds, prompts, pictures, masks, strengths, guidance and the grid's values are traced; the task, the solver, the number
-of steps and the shapes compile anew. Every sample has its own seed and does not depend on what is drawn beside it.
+A function a task, from `Given` to `Start`; `denoiser` is what all of them walk with.
 """
 
-import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
-from ldm_jax import guided, heatmaps
+from ldm_jax import guided
 from ldm_jax.diffusion import (
+    conditions,
     diffedit,
     editing,
     inpainting,
@@ -28,214 +23,200 @@ from ldm_jax.diffusion import (
     samplers,
     windows,
 )
-from ldm_jax.diffusion.keeping import keeping
-from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
 from ldm_jax.nn import prompt_to_prompt
-from ldm_jax.types import Cond, Params
+from ldm_jax.types import Batch, Cond, Denoiser, Params
 
-NAMES = (
-    "text",
-    "image_to_image",
-    "inpaint",
-    "outpaint",
-    "edit",
-    "prompt_to_prompt",
-    "interpolate",
-    "panorama",
-)
-FILM = 8  # frames of a film
 MAPS = 10  # noises from which an edit finds its mask
-PLAIN = guided.How()
-
-
-class Drawn(NamedTuple):
-    """Samples in [-1, 1], and on request or by their task what was seen on the way to them."""
-
-    x: Float[Any, "n *space c"]
-    film: Float[Any, "frames n *space c"] | None = None  # estimates of x0, oldest first
-    maps: Float[Any, "n *latent tokens"] | None = None  # see `heatmaps`
-    source: Float[Any, "n *space c"] | None = None  # what the source prompts drew
-    mask: Float[Any, "n *space 1"] | None = None  # 1 where something new was made
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to sample; the solver is data of functions, the rest numbers."""
+class Program:
+    """All of which another value is another program."""
 
+    model: LatentDiffusion
+    shape: tuple[int, ...]  # of a latent
     solver: samplers.Solver
-    points: samplers.Point  # the grid of noise levels
-    guidance: float = 1.0  # the scale of classifier-free guidance; 1: none
-    film: bool = False
-    heatmaps: bool = False
-    how: guided.How = PLAIN  # the kind of guidance ...
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # ... and its other options
-    about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
-
-    def traced(self) -> dict[str, Any]:
-        """The numbers as arrays."""
-        whole = ("zero_steps",)
-        return {
-            k: jax.tree.map(jnp.int32 if k in whole else jnp.float32, v)
-            for k, v in self.numbers.items()
-        }
+    leads: bool  # whether there is a null condition
+    how: guided.How
+    film: bool
+    maps: bool
+    task: str
+    space: tuple[int, ...]
+    repaint: tuple[int, int] | None
+    combine: str | None
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task and its inputs beside conditions and seeds.
+class Given(NamedTuple):
+    """The values of a program, see `programs.make_sampler`."""
 
-    `rows` have one row a sample: "x", the given data [n *space c]; "mask" [n *space 1], 1 where something new is made;
-    "source", the batch of the source prompts; "second", that of the prompts at the end of an interpolation, with
-    "seed" and "share"; "align", "share" and "weigh" of `prompt_to_prompt.Exchange`. `numbers` are shared: "taken", the
-    steps that a strength takes; "limit", see `diffedit.binarised`; "cross" and "own", the steps for which attention is
-    the source's.
-    """
-
-    name: str = "text"
-    rows: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    space: tuple[int, ...] | None = None  # of the latents, where it is not the model's
-    repaint: tuple[int, int] | None = None  # jump and times, see `inpainting.repaint`
+    params: Params
+    arrays: Params
+    batch: Batch
+    keys: Array
+    points: samplers.Point
+    scale: Array
+    numbers: dict[str, Any]
+    negative: Batch | None
+    rows: dict[str, Any]
+    shared: dict[str, Any]
 
 
-TEXT = Task()
+class Start(NamedTuple):
+    """Where a walk begins, and what it needs on the way."""
+
+    x: Array  # at the first level
+    cond: Cond
+    beside: guided.Beside  # the other conditions
+    levels: samplers.Point  # the grid that is walked
+    keys: Array  # of the walk's noise
+    kept: dict[str, Any] | None = None  # see `keeping.keeping`; None: no data are given
 
 
-def make_sampler(
-    model: LatentDiffusion, shape: tuple[int, ...], sampling: Sampling, task: Task = TEXT
-) -> Callable[..., Any]:
-    """`(params, arrays, batch, keys, points, scale, numbers, negative, rows, shared) -> Drawn`, jitted.
-
-    `shape` is that of a latent. The same function for every guidance scale but 1, every grid of as many steps, and all
-    inputs of a task. `negative` is a batch whose conditions take the place of the null condition, or None; `rows` and
-    `shared` are the task's.
-    """
-    leads = sampling.guidance != 1.0 and model.conditioner is not None
-    shown = (sampling.film, sampling.heatmaps)
-    size = (task.space or shape[:-1], task.repaint)
-    return _sampler(model, shape, sampling.solver, leads, sampling.how, *shown, task.name, *size)
-
-
-@functools.lru_cache(maxsize=16)
-def _sampler(
-    model: LatentDiffusion,
-    shape: tuple[int, ...],
-    solver: samplers.Solver,
-    leads: bool,
-    how: guided.How,
-    film: bool,
-    maps: bool,
-    task: str,
-    space: tuple[int, ...],
-    repaint: tuple[int, int] | None,
-) -> Callable[..., Any]:
-    keep = (*["x0"] * film, *["x"] * maps)
-    trained = shape[:-1]
-
-    @jax.jit
-    def draw(
-        params,
-        arrays,
-        batch,
-        keys,
-        points,
-        scale,
-        numbers=None,
-        negative=None,
-        rows=None,
-        shared=None,
-    ):
-        rows, shared, of, n = rows or {}, shared or {}, model, len(keys)
-        if task == "prompt_to_prompt":
-            batch, keys = _stacked(rows["source"], batch), _stacked(keys, keys)
-            negative = negative and _stacked(negative, negative)
-            of = model._replace(around=_exchanged(model, rows, shared, points))
-        cond, null = model.condition(params, batch), None
-        if leads:
-            null = (
-                model.null(params, batch) if negative is None else model.condition(params, negative)
-            )
-        denoise = guided.denoiser(of, how, params, null, scale, numbers or {}, points)
-        if space != trained:
-            denoise = windows.windows(denoise, trained, tuple(n // 4 for n in trained))
-        noise, walk = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x_T = samplers.initial_noise(points, noise, (len(noise), *space, shape[-1]))
-        begun, kept, seen = x_T, {}, {}
-        if task == "interpolate":
-            begun, cond = _between(model, params, points, x_T, cond, rows)
-        if "x" in rows:
-            eps = x_T / process.over(jnp.hypot(points.alpha[0], points.sigma[0]), x_T)
-            known = _encoded(model, arrays, rows["x"], noise)
-            levels = editing.cut(points, shared["taken"])
-            if task == "edit":
-                source = model.condition(params, rows["source"])
-                begun, kept = _found(
-                    model,
-                    params,
-                    denoise,
-                    points,
-                    shared,
-                    known,
-                    noise,
-                    cond,
-                    source,
-                    rows,
-                )
-            else:
-                begun = editing.noised(levels, known, eps)
-            if task in ("inpaint", "outpaint"):
-                small = editing.shrunk(rows["mask"], _factor(rows["x"], known))
-                kept = dict(known=known, mask=small, eps=None if repaint else eps)
-            points = inpainting.repaint(levels, *repaint) if repaint else levels
-        walker = keeping(solver, **kept) if "x" in rows else solver
-        z, way = samplers.sample(denoise, walker, points, begun, walk, cond, keep=keep)
-        if kept:
-            z = editing.composite(known, z, kept["mask"])
-        x = model.codec.decode(arrays, z)
-        if kept:
-            hole = rows.get("mask")
-            if hole is None:
-                hole = _enlarged(kept["mask"], _factor(x, z))
-            x = editing.composite(rows["x"], x, hole)
-            seen["mask"] = hole
-        if film:
-            frames = np.unique(np.linspace(0, len(points.t) - 2, FILM).round().astype(int))
-            seen["film"] = lax.map(lambda z: model.codec.decode(arrays, z), way[0][frames, -n:])
-        if maps:
-            cond, path = jax.tree.map(lambda a: a[-n:], (cond, way[-1].swapaxes(0, 1)))
-            seen["maps"] = heatmaps.of_steps(model, params, cond, points, path.swapaxes(0, 1))
-        if task == "prompt_to_prompt":
-            seen["source"] = x[:n]
-        return Drawn(x[-n:], **seen)
-
-    return draw
+def given(
+    params: Params,
+    arrays: Params,
+    batch: Batch,
+    keys: Array,
+    points: samplers.Point,
+    scale: Array,
+    numbers: dict[str, Any] | None = None,
+    negative: Batch | None = None,
+    rows: dict[str, Any] | None = None,
+    shared: dict[str, Any] | None = None,
+) -> Given:
+    """The values, of which the last may be left out."""
+    rest = (numbers or {}, negative, rows or {}, shared or {})
+    return Given(params, arrays, batch, keys, points, scale, *rest)
 
 
-def _stacked(first: Any, second: Any) -> Any:
-    return jax.tree.map(lambda *both: jnp.concatenate(both), first, second)
+def start(of: Program, given: Given) -> Start:
+    """Where the task begins."""
+    if of.task == "prompt_to_prompt":  # the pairs are one batch
+        source, batch, negative = given.rows["source"], given.batch, given.negative
+        negative = negative and _stacked(negative, negative)
+        keys = _stacked(given.keys, given.keys)
+        given = given._replace(batch=_stacked(source, batch), keys=keys, negative=negative)
+    noise, walk = jax.vmap(jax.random.split, out_axes=1)(given.keys)
+    given = _with_pictures(of, given, noise)
+    x_T = samplers.initial_noise(given.points, noise, (len(noise), *of.space, of.shape[-1]))
+    cond = of.model.condition(given.params, given.batch)
+    begun = Start(x_T, cond, _beside(of, given), given.points, walk)
+    if of.combine == "BLEND":
+        every = (cond, *_others(of, given))
+        blended = conditions.blend(every, list(given.rows["weights"].T))
+        begun = begun._replace(cond=blended)
+    if of.task == "interpolate":
+        return _between(of, given, begun)
+    if "x" not in given.rows:
+        return begun
+    known = _encoded(of.model, given.arrays, given.rows["x"], noise)
+    levels = editing.cut(given.points, given.shared["taken"])
+    begun = begun._replace(levels=levels, kept={})
+    if of.task == "edit":
+        return _edited(of, given, begun, known, noise)
+    eps = x_T / process.over(jnp.hypot(given.points.alpha[0], given.points.sigma[0]), x_T)
+    begun = begun._replace(x=editing.noised(levels, known, eps))
+    if of.task == "image_to_image" or "hole" in of.model.fields:
+        return begun  # such a model sees by itself what is to stay
+    return _painted(of, given, begun, known, eps)
 
 
-def _factor(x: Array, z: Array) -> int:
-    """How many positions of data one of latents stands for."""
-    return x.shape[1] // z.shape[1]
+def _with_pictures(of: Program, given: Given, keys: Array) -> Given:
+    """The values, in whose batches every condition has the pictures that the model reads."""
+    fields = [field for field in PICTURES if field in of.model.fields]
+    if not fields:
+        return given
+    batch = given.batch
+    if "mask" in given.rows:
+        batch = batch | {"x": given.rows["x"], "hole": given.rows["mask"]}
+
+    def one(row, key):
+        alone = jax.tree.map(lambda a: a[None], row)
+        return jax.tree.map(lambda a: a[0], of.model.seen(given.arrays, alone, key))
+
+    batch = jax.vmap(one)(batch, keys)
+    shown = {field: batch[field] for field in fields}
+    negative = given.negative and given.negative | shown
+    rows = dict(given.rows)
+    if "others" in rows:
+        rows["others"] = tuple(other | shown for other in rows["others"])
+    return given._replace(batch=batch, negative=negative, rows=rows)
 
 
-def _enlarged(mask: Float[Array, "b *small 1"], factor: int) -> Float[Array, "b *space 1"]:
-    for axis in range(1, mask.ndim - 1):
-        mask = jnp.repeat(mask, factor, axis)
-    return mask
+def denoiser(of: Program, given: Given, begun: Start) -> Denoiser:
+    """The model's denoiser with its guidance, in windows where the data are larger than the model's."""
+    model = of.model
+    if of.task == "prompt_to_prompt":
+        model = model._replace(around=_exchanged(of, given))
+    numbers, points = given.numbers, given.points
+    made = guided.denoiser(model, of.how, given.params, begun.beside, given.scale, numbers, points)
+    trained = of.shape[:-1]
+    if of.space == trained:
+        return made
+    return windows.windows(made, trained, tuple(n // 4 for n in trained))
 
 
-def _encoded(model: LatentDiffusion, arrays: Params, x: Array, keys: Array) -> Array:
-    """Latents, each by its own key, so that no sample depends on the others."""
-    return jax.vmap(lambda x, key: model.codec.encode(arrays, x[None], key)[0])(x, keys)
+def _beside(of: Program, given: Given) -> guided.Beside:
+    """The conditions that guidance leads away from, and those that it leads to beside the first."""
+    null, weak, others, weights = None, None, (), None
+    if of.leads:
+        null = (
+            of.model.null(given.params, given.batch)
+            if given.negative is None
+            else of.model.condition(given.params, given.negative)
+        )
+    if of.how.weak is not None:
+        weak = of.how.weak.condition(given.params["weak"], given.batch)
+    if of.combine == "AND":
+        others, weights = _others(of, given), given.rows["weights"]
+    return guided.Beside(null, weak, others, weights)
 
 
-def _exchanged(
-    model: LatentDiffusion, rows: dict[str, Any], shared: dict[str, Any], points: samplers.Point
-) -> Callable[..., Any]:
+def _others(of: Program, given: Given) -> tuple[Cond, ...]:
+    return tuple(of.model.condition(given.params, batch) for batch in given.rows["others"])
+
+
+def _between(of: Program, given: Given, begun: Start) -> Start:
+    """Noise and condition of every frame; all rows of "second" are the same, and so are those of the first prompt."""
+    rows = given.rows
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(rows["seed"])
+    other = samplers.initial_noise(given.points, keys, begun.x.shape)
+    second = of.model.condition(given.params, rows["second"])
+    ends = (jax.tree.map(lambda a: a[:1], cond) for cond in (begun.cond, second))
+    frames = jax.vmap(interpolation.slerp)(begun.x, other, rows["share"])
+    return begun._replace(x=frames, cond=interpolation.between(*ends, rows["share"]))
+
+
+def _painted(of: Program, given: Given, begun: Start, known: Array, eps: Array) -> Start:
+    """The rest is put back after each step, and stretches of steps are repeated if that was asked for."""
+    small = editing.shrunk(given.rows["mask"], factor(given.rows["x"], known))
+    kept = dict(known=known, mask=small, eps=None if of.repaint else eps)
+    levels = inpainting.repaint(begun.levels, *of.repaint) if of.repaint else begun.levels
+    return begun._replace(levels=levels, kept=kept)
+
+
+def _edited(of: Program, given: Given, begun: Start, known: Array, keys: Array) -> Start:
+    """Where DiffEdit begins, and what it keeps: the latents at all levels, and the mask, found if it is not given."""
+    taken, points = given.shared["taken"], given.points
+    source = of.model.condition(given.params, given.rows["source"])
+    if "mask" in given.rows:
+        mask = editing.shrunk(given.rows["mask"], factor(given.rows["x"], known))
+    else:
+        halfway = samplers.Point(*(a[len(points.t) - 1 - (taken + 1) // 2] for a in points))
+        both = (begun.cond, source)
+        guides = denoiser(of, given, begun)
+        contrast = diffedit.contrast(guides, halfway, known, keys, *both, MAPS)
+        mask = diffedit.binarised(contrast, given.shared["limit"])
+    plain, upwards = of.model.denoiser(given.params), editing.resting(inversion.implicit())
+    x, way = inversion.invert(plain, begun.levels, known, source, upwards)
+    return begun._replace(x=x, kept=dict(known=known, mask=mask, way=way))
+
+
+def _exchanged(of: Program, given: Given) -> Callable[..., Any]:
     """What changes the network for prompt-to-prompt, also where something else changes it already."""
-    clock = model.target.c_time(model.path, points.t)
+    model, shared = of.model, given.shared
+    clock = model.target.c_time(model.path, given.points.t)
 
     def until(taken):
         """Half a step before the first of the steps that are the edited prompt's own."""
@@ -243,7 +224,7 @@ def _exchanged(
         return jnp.where(taken > 0, middle, jnp.inf)
 
     exchange = prompt_to_prompt.Exchange(
-        *(rows[k] for k in ("align", "share", "weigh")),
+        *(given.rows[k] for k in ("align", "share", "weigh")),
         until(shared["cross"]),
         until(shared["own"]),
     )
@@ -255,45 +236,22 @@ def _exchanged(
     return around
 
 
-def _between(
-    model: LatentDiffusion,
-    params: Params,
-    points: samplers.Point,
-    x_T: Array,
-    cond: Cond,
-    rows: dict[str, Any],
-) -> tuple[Array, Cond]:
-    """Noise and condition of every frame; all rows of "second" are the same, and so are those of the first prompt."""
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(rows["seed"])
-    other = samplers.initial_noise(points, keys, x_T.shape)
-    first, second = (
-        jax.tree.map(lambda a: a[:1], c) for c in (cond, model.condition(params, rows["second"]))
-    )
-    frames = jax.vmap(interpolation.slerp)(x_T, other, rows["share"])
-    return frames, interpolation.between(first, second, rows["share"])
+def _stacked(first: Any, second: Any) -> Any:
+    return jax.tree.map(lambda *both: jnp.concatenate(both), first, second)
 
 
-def _found(
-    model: LatentDiffusion,
-    params: Params,
-    denoise: Any,
-    points: samplers.Point,
-    shared: dict[str, Any],
-    known: Array,
-    keys: Array,
-    cond: Cond,
-    source: Cond,
-    rows: dict[str, Any],
-) -> tuple[Array, dict[str, Array]]:
-    """Where DiffEdit begins, and what it keeps: the latents at all levels, and the mask, found if it is not given."""
-    taken = shared["taken"]
-    levels = editing.cut(points, taken)
-    if "mask" in rows:
-        mask = editing.shrunk(rows["mask"], _factor(rows["x"], known))
-    else:
-        halfway = samplers.Point(*(a[len(points.t) - 1 - (taken + 1) // 2] for a in points))
-        contrast = diffedit.contrast(denoise, halfway, known, keys, cond, source, MAPS)
-        mask = diffedit.binarised(contrast, shared["limit"])
-    upwards = editing.resting(inversion.implicit())
-    begun, way = inversion.invert(model.denoiser(params), levels, known, source, upwards)
-    return begun, dict(known=known, mask=mask, way=way)
+def factor(x: Array, z: Array) -> int:
+    """How many positions of data one of latents stands for."""
+    return x.shape[1] // z.shape[1]
+
+
+def enlarged(mask: Float[Array, "b *small 1"], factor: int) -> Float[Array, "b *space 1"]:
+    """A mask of latents on the data's grid."""
+    for axis in range(1, mask.ndim - 1):
+        mask = jnp.repeat(mask, factor, axis)
+    return mask
+
+
+def _encoded(model: LatentDiffusion, arrays: Params, x: Array, keys: Array) -> Array:
+    """Latents, each by its own key, so that no sample depends on the others."""
+    return jax.vmap(lambda x, key: model.codec.encode(arrays, x[None], key)[0])(x, keys)
