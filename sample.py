@@ -25,7 +25,7 @@ whole = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 numbers = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 
 WORKDIR = text("workdir", None, "a run of train.py")
-PROMPT = texts("prompt", [], "a prompt, or a file with one prompt a line; may be repeated")
+PROMPT = texts("prompt", [], "a prompt, or a file with one a line; may be repeated; AND, BLEND")
 LABEL = texts("label", [], "a class, by name or number; may be repeated")
 N = whole("n", 1, "samples a prompt or label", lower_bound=1)
 SOLVER = text("solver", None, "a solver of ldm_jax/diffusion/solvers; None: the config's")
@@ -33,8 +33,9 @@ STEPS = whole("steps", None, "steps of the solver; None: the config's", lower_bo
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS
 )
+WEAK = text("weak", None, "guide away from a weaker model: a run, or an earlier step of this run")
 NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
-SEED = whole("seed", 0, "the first sample's seed; the others count on", lower_bound=0)
+SEED = whole("seed", None, "the first sample's seed, or 0; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
 BATCH = whole("batch", 64, "samples drawn at once", lower_bound=1)
 TASK = text(
@@ -71,8 +72,14 @@ def main(argv: list[str]) -> None:
         negative = NEGATIVE.value
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
         override = {k: v for k, v in flagged.items() if v is not None}
+        if WEAK.value is not None:
+            override["guidance"] = build.away_from(WEAK.value, GUIDANCE.value)
         shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
         sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
+        if sampling.stochastic and SEED.value is None:
+            print(
+                "the solver adds noise and no --seed was given: seeds are 0, 1 ...", file=sys.stderr
+            )
         given = dict(
             images=IMAGE.value,
             masks=MASK.value,
@@ -84,19 +91,24 @@ def main(argv: list[str]) -> None:
             frames=FRAMES.value,
         )
         words = dict(
-            prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value
+            prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value or 0
         )
         batch, seeds, task, captions = build.ask(pipeline, sampling, TASK.value, **words, **given)
-        against = None if negative is None else pipeline.prompts([negative] * len(seeds))
-        parts = pipeline.drawer(sampling, BATCH.value)(batch, seeds, against, task)
+        against = None
+        if negative is not None:
+            against = pipeline.prompts([negative] * len(seeds), beside=pipeline.model.fields)
+        bar = tqdm(unit="step", delay=0.5)
+
+        def tick(done, steps):
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        parts = pipeline.drawer(sampling, BATCH.value, tick)(batch, seeds, against, task)
         out = Path(OUT.value or Path(WORKDIR.value) / "samples")
         out.mkdir(parents=True, exist_ok=True)
 
-    drawn = []
-    with tqdm(total=len(seeds), unit="sample") as bar:
-        for part in parts:
-            drawn.append(part)
-            bar.update(len(part.x))
+    with bar:
+        drawn = list(parts)
     images = media.to_uint8(np.concatenate([part.x for part in drawn]))
     about = pipeline.provenance(sampling) | {"workdir": WORKDIR.value}
     about |= {} if negative is None else {"negative": negative}

@@ -5,6 +5,7 @@
     zero_star   CFG-Zero*, for flows                     scale, zero_steps
     pag         beside it, perturbed self-attention      scale, strength, blocks
     sag         beside it, blurred where it attends      scale, strength, blocks
+    auto        autoguidance, away from a weaker model   scale
 
 and with each of them `rescale`, `threshold` with its `limit`, `interval`, two_passes. Which of these are given decides
 what is compiled, their values do not. A scale of 1 is no classifier-free guidance, and costs none.
@@ -12,7 +13,7 @@ what is compiled, their values do not. A scale of 1 is no classifier-free guidan
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -30,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero_star": dict(zero_steps=1),
     "pag": dict(strength=3.0, blocks=("mid",)),
     "sag": dict(strength=0.75, blocks=("mid",)),
+    "auto": {},
 }
 COMMON = ("scale", "rescale", "threshold", "limit", "interval", "two_passes")
 
@@ -41,22 +43,34 @@ class How:
     name: str = "cfg"
     blocks: tuple[str, ...] = ()  # of pag and sag, see `taps`
     two_passes: bool = False  # instead of a doubled batch: slower, in half the memory
+    weak: LatentDiffusion | None = None  # of auto; its parameters are params["weak"]
+
+
+class Beside(NamedTuple):
+    """The conditions beside the one that a denoiser is called with."""
+
+    null: Cond | None = None  # what guidance leads away from; None: no classifier-free guidance
+    weak: Cond | None = None  # what the weaker model of auto reads
+    others: tuple[Cond, ...] = ()  # what guidance leads to as well ...
+    weights: Float[Array, "b n"] | None = (
+        None  # ... and by which parts of the scale, the first's included
+    )
 
 
 def denoiser(
     model: LatentDiffusion,
     how: How,
     params: Params,
-    null: Cond | None,
+    beside: Beside,
     scale: ArrayLike,
     numbers: Mapping[str, Any],
     points: samplers.Point,
 ) -> Denoiser:
-    """The model's denoiser, guided; `null` is None for no classifier-free guidance.
+    """The model's denoiser, guided.
 
     `numbers` has the other options that were given, scalars or one a sample, "interval" as a pair of times.
     """
-    path, plain, finish = model.path, model.denoiser(params), []
+    path, plain, finish, null = model.path, model.denoiser(params), [], beside.null
     if how.name == "apg":
         finish.append(finishes.apg(path, numbers["eta"], numbers["radius"]))
     if how.name == "zero_star":
@@ -73,6 +87,12 @@ def denoiser(
     if how.name == "sag":
         look = self_attention(model, params, how.blocks)
         made = blurring.sag(look, path, numbers["strength"], null, scale, *finish)
+    elif how.name == "auto":
+        made = guidance.autoguidance(plain, _weak(how.weak, params, beside.weak), scale, *finish)
+    elif beside.others:
+        scales = list(scale * beside.weights.T)
+        batched = not how.two_passes
+        made = guidance.compose(plain, beside.others, null, scales, batched)
     elif null is None:
         made = guidance.finished(plain, *finish) if finish else plain
     else:
@@ -83,6 +103,12 @@ def denoiser(
         first = points.t[numbers["zero_steps"]]
         made = guidance.interval(guidance.still(path), made, first, jnp.inf)
     return made
+
+
+def _weak(model: LatentDiffusion, params: Params, cond: Cond) -> Denoiser:
+    """The weaker model under its own conditions, whatever those of the other are."""
+    denoise = model.denoiser(params["weak"])
+    return lambda x_t, t, _: denoise(x_t, t, cond)
 
 
 def looking(

@@ -16,6 +16,9 @@ from ldm_jax.codec import Codec
 from ldm_jax.diffusion import process
 from ldm_jax.types import Batch, Cond, Denoiser, Network, Params
 
+# Fields that are pictures which are given: no null condition is without them, since guidance leads away from words.
+PICTURES = ("small", "hole", "masked")
+
 
 class LatentDiffusion(NamedTuple):
     network: nn.Module
@@ -48,9 +51,20 @@ class LatentDiffusion(NamedTuple):
         return self.conditioner.apply({"params": params["conditioner"]}, batch, drop)
 
     def null(self, params: Params, batch: Batch) -> Cond:
-        """The null condition: everything dropped."""
+        """The null condition: everything dropped but `PICTURES`."""
         size = next(iter(batch.values())).shape[0]
-        return self.condition(params, batch, conditioners.drop_all(self.fields, size))
+        dropped = [field for field in self.fields if field not in PICTURES]
+        return self.condition(params, batch, conditioners.drop_all(dropped, size))
+
+    def seen(self, arrays: Params, batch: Batch, key: Array) -> Batch:
+        """The batch with the latents of what is left of its pictures, "masked", if the conditioner reads them.
+
+        What is left of "x" where "hole" is 0, and grey elsewhere (Rombach et al. 2022, section 4.5).
+        """
+        if "masked" not in self.fields:
+            return batch
+        left = batch["x"] * (1 - batch["hole"])
+        return batch | {"masked": self.codec.encode(arrays, left, key)}
 
     def raw(self, params: Params, dropout: Array | None = None) -> Network:
         """The network as a function; with a key for `dropout` it is in training mode."""

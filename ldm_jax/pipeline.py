@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from ldm_jax import heatmaps
-from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler
+from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
+from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler, make_stepwise, walked
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
@@ -36,27 +36,30 @@ class Pipeline:
     # Fields of numbers that are made of prompts, and rows of other fields that all samples share.
     texts: Mapping[str, Callable[[Sequence[str]], Any]] = field(default_factory=dict)
     common: Mapping[str, Any] = field(default_factory=dict)
+    shrink: int = (
+        1  # how much smaller the pictures are that a model for upscaling reads, as "small"
+    )
     classes: tuple[str, ...] | None = None
     # The words of a prompt, each with the positions of its tokens.
     words: Callable[[str], heatmaps.Words] | None = None
 
-    def prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Prompts as a batch of conditions.
+    def prompts(self, prompts: Sequence[str], beside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Prompts as a batch of conditions; the fields `beside` are added by the caller.
 
         Raises:
           ValueError: the model is not conditioned on text.
         """
-        self._only(self.texts, "prompts", beside=self.common)
+        self._only(self.texts, "prompts", beside=(*self.common, *beside))
         made = {name: rows(list(prompts)) for name, rows in self.texts.items()}
         return made | {k: np.tile(row, (len(prompts), 1)) for k, row in self.common.items()}
 
-    def labels(self, labels: Sequence[str]) -> dict[str, np.ndarray]:
-        """Class names or numbers as a batch of conditions.
+    def labels(self, labels: Sequence[str], beside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Class names or numbers as a batch of conditions; `beside` as in `prompts`.
 
         Raises:
           ValueError: the model is not conditioned on labels, or there is no such class.
         """
-        self._only(("label",), "labels")
+        self._only(("label",), "labels", beside)
         names = self.classes or ()
         numbers = []
         for label in labels:
@@ -70,13 +73,14 @@ class Pipeline:
                 )
         return {"label": np.asarray(numbers, np.int32)}
 
-    def unconditional(self, n: int) -> dict[str, np.ndarray]:
-        """A batch of no conditions.
+    def unconditional(self, n: int, beside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """A batch of no conditions but those `beside`.
 
         Raises:
           ValueError: the model wants conditions.
         """
-        if self.model.fields:
+        self._pictured(beside)
+        if {*self.model.fields} - {*beside}:
             raise ValueError(
                 f"this model is conditioned on {list(self.model.fields)}; give prompts or labels"
             )
@@ -112,21 +116,24 @@ class Pipeline:
         """Looks whether there are heat maps of this model; compiles nothing.
 
         Raises:
-          ValueError: it reads no prompts, its tokenizer does not tell words, or it has no cross-attention.
+          ValueError: it reads no prompts, or it has no cross-attention.
         """
         if not self.texts:
             raise ValueError(
                 "heat maps show where words act, and this model reads no prompts; leave them out"
             )
-        if self.words is None:
-            raise ValueError(
-                "heat maps need to know which tokens make a word, which the tokenizers of pretrained models "
-                "do not tell here; only models with a tokenizer of their own have them"
-            )
         heatmaps.check(self.model, self.params, self.shape, self.prompts(["a"]))
+
+    def _pictured(self, beside: Iterable[str]) -> None:
+        if missing := [field for field in PICTURES if field in {*self.model.fields} - {*beside}]:
+            task = "upscale" if missing[0] == "small" else "inpaint"
+            raise ValueError(
+                f"this model was trained for the task {task} and draws nothing without pictures; use that task"
+            )
 
     def _only(self, given: Iterable[str], what: str, beside: Iterable[str] = ()) -> None:
         fields = self.model.fields
+        self._pictured(beside)
         if not {*given} & {*fields}:
             reads = f"conditioned on {list(fields)}" if fields else "unconditional"
             raise ValueError(f"this model is {reads}; it takes no {what}")
@@ -141,11 +148,18 @@ class Pipeline:
         z = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
         return jax.eval_shape(self.model.codec.decode, self.arrays, z).shape[1:-1]
 
-    def drawer(self, sampling: Sampling, size: int = 64) -> Callable[..., Iterator[Drawn]]:
+    def drawer(
+        self,
+        sampling: Sampling,
+        size: int = 64,
+        tick: Callable[[int, int], Any] | None = None,
+    ) -> Callable[..., Iterator[Drawn]]:
         """`(conditions, seeds, negative=None, task=TEXT) -> samples`, one seed a sample, in chunks of at most `size`.
 
         `negative` are the conditions that guidance leads away from, one a sample; None: the model's null condition.
-        `task` is what else is asked for, see `tasks.Task`, made by `build.task`.
+        `task` is what else is asked for, see `tasks.Task`, made by `build.task`. A chunk is one compiled scan, or, with
+        `tick(done, steps)`, which is told of every
+        step of all chunks, as many calls of one compiled step.
 
         Raises:
           ValueError: heat maps of a model without cross-attention.
@@ -153,24 +167,38 @@ class Pipeline:
         if sampling.heatmaps:
             self.check_heatmaps()
         scale, numbers = jnp.float32(sampling.guidance), sampling.traced()
+        params = self.params if sampling.weak is None else self.params | {"weak": sampling.weak}
+
+        def program(task):
+            made = (self.model, self.shape, sampling, task)
+            if tick is None:
+                return lambda number, many, given: make_sampler(*made)(*given)
+
+            def step_by_step(number, many, given):
+                def told(done, steps):
+                    tick(number * steps + done, many * steps)
+
+                return walked(make_stepwise(*made), given, told)
+
+            return step_by_step
 
         def chunks(batch, seeds, negative, task):
-            sampler = make_sampler(self.model, self.shape, sampling, task)
-            n = len(seeds)
+            draw, n = program(task), len(seeds)
             chunk = sharding.round_up(min(size, n), self.mesh)
+            many = -(-n // chunk)
 
             def place(fields, rows):
                 return sharding.place(
                     self.mesh, jax.tree.map(lambda field: np.asarray(field)[rows], fields)
                 )
 
-            for start in range(0, n, chunk):
+            for number, start in enumerate(range(0, n, chunk)):
                 rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
                 keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
-                given = (self.params, self.arrays, place(batch, rows), keys, sampling.points)
+                given = (params, self.arrays, place(batch, rows), keys, sampling.points)
                 of_task = (place(task.rows, rows), dict(task.numbers))
                 against = None if negative is None else place(negative, rows)
-                drawn = sampler(*given, scale, numbers, against, *of_task)
+                drawn = draw(number, many, (*given, scale, numbers, against, *of_task))
                 kept = min(chunk, n - start)
                 found = {k: np.asarray(v) for k, v in drawn._asdict().items() if v is not None}
                 yield Drawn(
@@ -178,7 +206,11 @@ class Pipeline:
                 )
 
         def draw(batch, seeds, negative=None, task=TEXT):
-            if negative is not None and sampling.guidance == 1.0:
+            if negative is not None and sampling.how.name == "auto":
+                raise ValueError(
+                    "autoguidance leads away from a weaker model and not from a negative prompt; give one of them"
+                )
+            if negative is not None and sampling.guidance == 1.0 and task.combine != "AND":
                 raise ValueError(
                     "guidance leads away from a negative prompt, and a guidance of 1 is none; give another, such as 5"
                 )

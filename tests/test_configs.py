@@ -32,7 +32,8 @@ SIZES = {
     "sd21_finetune": {"network": 865_910_724, "conditioner": 340_387_840},
     "sdxl_finetune": {"network": 2_567_463_684, "conditioner": 817_720_320},
 }
-FACTORS = {"churches_f8": (8, 4), "imagenet_f4": (4, 3), "text_to_image_f8": (8, 4), "demo": (4, 4)}
+FACTORS = {"churches_f8": (8, 4), "imagenet_f4": (4, 3), "text_to_image_f8": (8, 4)}
+FACTORS |= {"demo": (4, 4), "demo_upscale": (4, 4)}
 
 
 def config_of(name):

@@ -58,7 +58,7 @@ def model_sampling(**override):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", guided.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in guided.KINDS if kind != "auto"])
 def test_every_kind_has_the_shape_of_the_model(kind):
     """Traced with common options; nothing is compiled."""
     of, b = model().model, 2
@@ -73,7 +73,7 @@ def test_every_kind_has_the_shape_of_the_model(kind):
         def denoise(x, params, batch, how=how, numbers=numbers, scale=scale):
             null = None if scale == 1.0 else of.null(params, batch)
             points = samplers.grid(of.path, 4)
-            made = guided.denoiser(of, how, params, null, scale, numbers, points)
+            made = guided.denoiser(of, how, params, guided.Beside(null), scale, numbers, points)
             return made(x, jnp.full(b, 0.5), of.condition(params, batch))
 
         x = jnp.zeros((b, *model().shape))
@@ -92,8 +92,8 @@ def test_perturbed_attention_beside_guidance():
     @jax.jit
     def run(params, batch):
         cond, null = of.condition(params, batch), of.null(params, batch)
-        both = guided.denoiser(of, how, params, null, 3.0, numbers, points)
-        alone = guided.denoiser(of, how, params, None, 1.0, numbers, points)
+        both = guided.denoiser(of, how, params, guided.Beside(null), 3.0, numbers, points)
+        alone = guided.denoiser(of, how, params, guided.Beside(), 1.0, numbers, points)
         plain = of.denoiser(params)
         four = (both, guidance.cfg(plain, null, 3.0), alone, plain)
         return [made(x, t, cond) for made in four]

@@ -31,10 +31,10 @@ LAYERS = {
     "pretrained": 8,
     "build": 9,
     "cli": 9,
-    "measure": 9,
-    "quality": 9,
+    "measure": 10,
+    "quality": 10,
 }
-ENTRY = 10  # benchmark, demo, evaluate, ...
+ENTRY = 11  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -16,6 +16,7 @@ from ldm_jax.models import unet
 from ldm_jax.nn import attend, conv
 from ldm_jax.pretrained import components
 from ldm_jax.types import Cond
+from tests import tiny
 from tests.tiny_benchmark import SMALLEST
 
 
@@ -135,6 +136,29 @@ def test_a_step_of_the_benchmark_is_adam_on_the_loss_of_the_noise():
         expected = weights["w"] * (1 - lr * decay) - lr * jnp.sign(weights["w"])
         np.testing.assert_allclose(params_of(runs[name].state)["w"], expected, rtol=1e-6)
     np.testing.assert_array_equal(weights["w"], [1.0, -2.0])  # copies were changed
+
+
+@pytest.mark.slow
+def test_models_of_our_own_are_measured_by_config_and_by_run(tmp_path):
+    """The config's model is that of the run: as many operations, with weights that are random."""
+    run = tiny.shared_model("text")
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from tests import tiny\n\n\ndef get_config():\n    return tiny.config_of('text')\n"
+    )
+    counts = []
+    for name in (str(file), str(run)):
+        subject = models.subject(name, "float32")
+        made = programs.programs(subject, "ddim", 2, 3.0, 1, subject.side)
+        f, args = made["together"]
+        assert jax.eval_shape(f, *args).shape == (1, 16, 16, 3)
+        counts.append(flops(f, *args))
+    assert counts[0] == counts[1] > 0
+    with pytest.raises(ValueError, match="computes in float32; say so: --dtype float32"):
+        models.subject(str(file), "bfloat16")
+    (tmp_path / "none.py").write_text("")
+    with pytest.raises(ValueError, match="has no function get_config"):
+        models.subject(str(tmp_path / "none.py"), "float32")
 
 
 def test_guidance_doubles_the_network_and_steps_repeat_it():

@@ -50,6 +50,22 @@ def test_a_row_is_begin_pieces_end_padding(tokenizer):
     assert tokenizer([]).shape == (0, 77)
 
 
+def test_words_are_where_their_tokens_are(tokenizer):
+    words = tokenizer.words(TEXT)
+    assert [word for word, _ in words] == [
+        *("A", "photograph", "of", "the", "astronaut's", "25", "horses", "don't", "you", "see")
+    ]
+    row = tokenizer([TEXT])[0].tolist()
+    taken = [position for _, positions in words for position in positions]
+    assert taken == sorted(set(taken))
+    for word, positions in words:
+        spelled = "".join(pieces(tokenizer, [row[i] for i in positions])).replace("</w>", "")
+        assert spelled == word.lower()
+    # What the row has no room for is not there, and signs are no words.
+    assert max(tokenizer.words(LONG)[-1][1]) <= 75
+    assert tokenizer.words(" -- ! ") == []
+
+
 def test_every_byte_can_be_read_back(tokenizer):
     text = "猫の絵 \U0001f468‍\U0001f469 café"
     letters = dict(zip(clip_files.alphabet(), clip_files_bytes(), strict=True))

@@ -171,6 +171,37 @@ def test_an_unconditional_model_follows_no_prompts():
     assert not asked.captions
 
 
+def test_heat_maps_need_cross_attention():
+    of = model().model
+    blind = of._replace(network=of.network.clone(attention=(0, 0), middle=0))
+    how = sampling(heatmaps=True)
+    with pytest.raises(ValueError, match="no cross-attention"):
+        dataclasses.replace(model(), model=blind).drawer(how)
+
+
+@pytest.mark.parametrize(
+    ("solver", "told"),
+    [("ddpm", True), ("ddim", False), ({"name": "ddim", "eta": 0.5}, True), ("heun", False)],
+)
+def test_a_solver_that_adds_noise_is_known(solver, told):
+    assert sampling_of(solver).stochastic == told
+
+
+def sampling_of(solver):
+    return build.sampling(tiny.shared_model("text"), model(), solver=solver)
+
+
+def test_a_stochastic_solver_says_which_seed_it_takes(capsys):
+    flags = ("--workdir", tiny.shared_model("text"), "--prompt", RED, "--task", "paint")
+    for more, told in (
+        (("--solver", "ddpm"), True),
+        (("--solver", "ddpm", "--seed", 3), False),
+        ((), False),
+    ):
+        assert tiny.call("sample", *flags, *more) == 2  # of the task, which is looked at after it
+        assert ("seeds are 0, 1 ..." in capsys.readouterr().err) == told
+
+
 def test_sample_py_draws_a_task(tmp_path, capsys):
     media.save_png(tmp_path / "a.png", media.to_uint8(pictures(1)[0]))
     flags = ("--workdir", tiny.shared_model("text"), "--out", tmp_path / "out", "--prompt", RED)

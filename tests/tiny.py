@@ -122,6 +122,25 @@ def label():
     return c
 
 
+def painting():
+    """Stage 2, conditioned on captions, masks and what these leave of the pictures."""
+    c = text()
+    words = c.conditioner.to_dict()
+    hole, left = (dict(name="Spatial", field=name) for name in ("hole", "masked"))
+    del c.conditioner, c.objective.drop
+    c.conditioner = dict(name="Combine", parts=(words, hole | dict(factor=2), left))
+    c.objective.drop = dict(tokens=0.1)
+    return c
+
+
+def upscale():
+    """Stage 2, conditioned on the picture at half its size, which is that of the latents."""
+    c = unconditional()
+    c.data.shrink = 2
+    c.conditioner = dict(name="Spatial", field="small")
+    return c
+
+
 def get_config(kind):
     """For --config tests/tiny.py:KIND."""
     return globals()[kind]()

@@ -7,14 +7,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, workdir
+from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, weaker, workdir
 from ldm_jax.build.tasks import Asked, ask
+from ldm_jax.build.untrained import conditions
+from ldm_jax.build.untrained import pipeline as untrained
+from ldm_jax.build.weaker import away_from
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import Sampling
 from ldm_jax.training.loop import Run
 from ldm_jax.types import Batch
 
-__all__ = ["Asked", "ask", "examples", "pipeline", "run", "sampling", "validation"]
+__all__ = [
+    "Asked",
+    "ask",
+    "away_from",
+    "conditions",
+    "examples",
+    "pipeline",
+    "run",
+    "sampling",
+    "untrained",
+    "validation",
+]
 
 
 def run(config: ConfigDict, directory: str | Path) -> Run:
@@ -58,9 +72,17 @@ def sampling(
     """How the run's config samples, with `override` of its solver, steps, spacing or guidance.
 
     Raises:
-      ValueError: an unknown solver, spacing or guidance ("did you mean").
+      ValueError: an unknown solver, spacing or guidance ("did you mean"), or a weaker model that does not fit.
+      FileNotFoundError: autoguidance by a run or a checkpoint that is not there.
     """
-    return sampler.sampling(workdir.read_config(directory), of.model, film, heatmaps, **override)
+
+    def opened(run, checkpoint):
+        weak = pipeline(run or directory, checkpoint)
+        weaker.check(directory, of, run or directory, weak)
+        return weak.model, weak.params
+
+    config = workdir.read_config(directory)
+    return sampler.sampling(config, of.model, film, heatmaps, opened, **override)
 
 
 def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, list[str]]:

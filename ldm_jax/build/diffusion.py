@@ -73,6 +73,8 @@ def conditioner(config: ConfigDict, provided: dict[str, Any]) -> Any:
             given["parts"] = tuple(one(part) for part in given["parts"])
         takes = accepted("conditioners", given["name"])
         known = {k: v for k, v in provided.items() if k in takes}
+        if given.get("field", "label") != "label":
+            known.pop("classes", None)  # the data's are those of their labels
         return parts.make_section("conditioners", known | given, "conditioner")
 
     return one(config.conditioner) if "conditioner" in config else None
@@ -117,15 +119,16 @@ def model(
 ) -> tuple[LatentDiffusion, Params, dict[str, Any]]:
     """The model, the codec's arrays and their origin."""
     coder, arrays, origin = codec_of(config, mesh, directory)
+    return assembled(config, coder, provided), arrays, origin
+
+
+def assembled(config: ConfigDict, coder: codec.Codec, provided: dict[str, Any]) -> LatentDiffusion:
+    """The model of a config around a codec."""
     path = parts.make_section("diffusion.paths", config.path, "path")
     target = parts.make_section("diffusion.targets", config.target, "target")
     process.check(path, target)
     network = parts.make_section("models", config.model, "model")
-    return (
-        LatentDiffusion(network, conditioner(config, provided), coder, path, target),
-        arrays,
-        origin,
-    )
+    return LatentDiffusion(network, conditioner(config, provided), coder, path, target)
 
 
 def measure_scale(encode: Any, arrays: Params, batches: Sequence[np.ndarray]) -> float:
@@ -167,13 +170,21 @@ def with_scale(
     return arrays | {"scale": jnp.asarray(scale, jnp.float32)}
 
 
-def example(config: ConfigDict, fields: Sequence[str], provided: dict[str, Any]) -> Batch:
-    """A batch of one, of zeros, for shapes: the fields that a conditioner may read."""
-    size = autoencoder.data_shape(config)[:-1]
+def example(
+    config: ConfigDict,
+    fields: Sequence[str],
+    provided: dict[str, Any],
+    latent: Sequence[int] = (),
+) -> Batch:
+    """A batch of one, of zeros, for shapes: the fields that a conditioner may read. `latent` is the shape of one."""
+    size, shrink = autoencoder.data_shape(config)[:-1], config.data.get("shrink", 1)
     shapes = {
         "label": ((1,), jnp.int32),
         "tokens": ((1, provided.get("length", 1)), jnp.int32),
         "segmentation": ((1, *size, 1), jnp.int32),
+        "hole": ((1, *size, 1), jnp.float32),
+        "masked": ((1, *latent), jnp.float32),
+        "small": ((1, *(n // shrink for n in size), 3), jnp.float32),
     }
     unknown = sorted(set(fields) - set(shapes))
     if unknown:
@@ -188,8 +199,9 @@ def latent_shape(config: ConfigDict, coder: codec.Codec) -> tuple[int, ...]:
 def init(
     config: ConfigDict, of: LatentDiffusion, provided: dict[str, Any], key: jax.Array
 ) -> Params:
-    latents = jnp.zeros((1, *latent_shape(config, of.codec)))
-    return of.init(key, latents, example(config, of.fields, provided))
+    shape = latent_shape(config, of.codec)
+    given = example(config, of.fields, provided, shape)
+    return of.init(key, jnp.zeros((1, *shape)), given)
 
 
 def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dict[str, float]]:
@@ -298,6 +310,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
         step=at,
         config_hash=workdir.config_hash(config),
         texts=texts,
+        shrink=config.data.get("shrink", 1),
         words=words,
         classes=workdir.classes(directory),
     )

@@ -17,7 +17,13 @@ from ldm_jax.training import compiled, loop, sharding
 from ldm_jax.types import Loss, Params
 
 PIPELINE = dict(
-    batch=int, size=int | tuple[int, ...], crop=str, flip=bool, workers=int, max_bad_rate=float
+    batch=int,
+    size=int | tuple[int, ...],
+    crop=str,
+    flip=bool,
+    workers=int,
+    max_bad_rate=float,
+    shrink=int,
 )
 DATA = dict(source=dict | str, validation=dict) | PIPELINE
 OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
@@ -48,7 +54,7 @@ def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> 
     """The input pipeline over a source, sharded by process; `fields` are those that a conditioner reads."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
     options |= dict(process_index=jax.process_index(), process_count=jax.process_count())
-    made = {"tokens", *more.get("texts", ())}  # of captions
+    made = {"tokens", *more.get("texts", ()), "masked"}  # of captions, and by the codec
     options |= dict(fields=tuple(f for f in fields if f not in made))
     return input_pipeline.batches(of, **(options | dict(seed=config.seed) | more))
 

@@ -224,6 +224,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
         step=at,
         config_hash=workdir.config_hash(config),
         texts=of.texts,
+        words=next((tokenizer.words for tokenizer in of.tokenizers.values()), None),
         # Of a picture that was made in its size and not cut.
         common={"sizes": (*size, 0.0, 0.0, *size)} if "sizes" in of.model.fields else {},
     )

@@ -1,5 +1,6 @@
 """How a run's config samples, and the samples that its training shows."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from ldm_jax.build.sections import (
 )
 from ldm_jax.diffusion import grids, samplers, solvers, spacings
 from ldm_jax.diffusion.process import Path
-from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
 from ldm_jax.tasks import Sampling, make_sampler
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
@@ -44,6 +45,8 @@ GUIDANCE = dict(
     strength=float,
     blocks=tuple[str, ...],
 )
+WEAKER = dict(run=str, checkpoint=int)  # of autoguidance: which model is the weaker one
+Weaker = Callable[[str | None, int | None], tuple[LatentDiffusion, Params]]
 
 
 def solver(value: Any, path: Path) -> samplers.Solver:
@@ -59,6 +62,12 @@ def solver(value: Any, path: Path) -> samplers.Solver:
     of = solvers.TABLE[name].make
     check_arguments(of, name, options | {k: path for k in parameters(of) if k == "path"})
     return solvers.make(name, path, **options)
+
+
+def adds_noise(value: Any) -> bool:
+    """Whether the solver that a section names is stochastic, with the section's options."""
+    options = section(value, "sampler.solver")
+    return solvers.TABLE[options["name"]].stochastic or bool(options.get("eta"))
 
 
 def grid(value: Any, path: Path, steps: int) -> samplers.Point:
@@ -93,11 +102,19 @@ def guidance(value: float | dict, steps: int) -> tuple[float, guided.How, dict[s
     if name not in guided.KINDS:
         raise ValueError(f"there is no guidance {name!r}{did_you_mean(name, guided.KINDS)}")
     takes = {k: GUIDANCE[k] for k in (*guided.COMMON, *guided.KINDS[name])}
+    if name == "auto":
+        takes |= WEAKER
     numbers = guided.KINDS[name] | checked(WHERE, given, takes)
+    if name == "auto" and not numbers.keys() & WEAKER.keys():
+        raise ValueError(
+            f"{WHERE}: auto leads away from a weaker model; give the work directory of one as run, an earlier "
+            "checkpoint of this run as checkpoint, or both"
+        )
+    numbers = {k: v for k, v in numbers.items() if k not in WEAKER}
     scale = float(numbers.pop("scale", 1.0))
     how = guided.How(name, numbers.pop("blocks", ()), numbers.pop("two_passes", False))
-    if name == "sag" and how.two_passes:
-        raise ValueError(f"{WHERE}: sag has one doubled batch; leave two_passes out")
+    if name in ("sag", "auto") and how.two_passes:
+        raise ValueError(f"{WHERE}: {name} has no two passes to choose; leave two_passes out")
     ranges = {
         "rescale": (lambda v: 0 <= v <= 1, "from 0 to 1"),
         "threshold": (lambda v: 0 < v <= 1, "above 0 and up to 1"),
@@ -127,9 +144,12 @@ def sampling(
     of: LatentDiffusion,
     film: bool = False,
     heatmaps: bool = False,
+    weaker: Weaker | None = None,
     **override: Any,
 ) -> Sampling:
     """The config's sampler, with what a user overrides; a number as guidance is the scale, whatever its kind.
+
+    `weaker(run, checkpoint)` opens the model that autoguidance leads away from; without it there is none.
 
     Raises:
       ValueError: an unknown solver, spacing or guidance ("did you mean"), or guidance of a model without conditions.
@@ -140,18 +160,38 @@ def sampling(
         override["guidance"] = before | {"scale": float(new)}
     given |= override
     scale, how, numbers = guidance(given.get("guidance", 1.0), given["steps"])
-    if scale != 1.0 and of.conditioner is None:
+    weak = None
+    if how.name == "auto":
+        named = [given["guidance"].get(key) for key in WEAKER]
+        if scale == 1.0 or weaker is None:
+            how, scale = guided.How(), 1.0
+        else:
+            model, weak = weaker(*named)
+            how = dataclasses.replace(how, weak=model)
+    elif scale != 1.0 and not {*of.fields} - {*PICTURES}:
+        reads = "reads pictures alone" if of.fields else "is unconditional"
         raise ValueError(
-            "this model is unconditional, so there is nothing to guide it by; leave guidance out"
+            f"this model {reads}, so there is nothing to guide it by; leave guidance out"
         )
-    if scale != 1.0:
+    if scale != 1.0 and weak is None:
         warn_of_drop(config)
     if given.get("rescale", 0.0):
         numbers["rescale"] = given["rescale"]
     walk = solver(given["solver"], of.path)
     points = grid(given.get("spacing", "uniform"), of.path, given["steps"])
     about = {k: str(v) for k, v in given.items()}
-    return Sampling(walk, points, scale, film, heatmaps, how, numbers, tuple(about.items()))
+    return Sampling(
+        solver=walk,
+        points=points,
+        guidance=scale,
+        film=film,
+        heatmaps=heatmaps,
+        how=how,
+        numbers=numbers,
+        weak=weak,
+        stochastic=adds_noise(given["solver"]),
+        about=tuple(about.items()),
+    )
 
 
 def drawer(
@@ -162,7 +202,10 @@ def drawer(
     fixed: dict[str, np.ndarray],
     count: int,
 ) -> Callable[[Params, Params], np.ndarray]:
-    """`(params, frozen) -> samples` for the conditions of a fixed batch and fixed seeds; `shape` is a latent's."""
+    """`(params, frozen) -> samples` for the conditions of a fixed batch and fixed seeds; `shape` is a latent's.
+
+    Autoguidance is left out: its weaker model may be a checkpoint that is still to come.
+    """
     how = sampling(config, of)
     sample = make_sampler(of, shape, how)
     rows = np.arange(sharding.round_up(count, mesh)) % len(fixed["x"])

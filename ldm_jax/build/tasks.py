@@ -4,20 +4,18 @@ Everything that can be wrong is answered here, before any compile.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
+from ldm_jax.build import pictures
+from ldm_jax.build.combined import combined
 from ldm_jax.build.sections import did_you_mean
-from ldm_jax.data import transforms
+from ldm_jax.data.pipeline import HOLE, SMALL
 from ldm_jax.diffusion import editing, inpainting
 from ldm_jax.nn.prompt_to_prompt import alignment
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import NAMES, Sampling, Task
-
-Images = Float[np.ndarray, "n *space c"]
 
 # What each task takes beside prompts or labels; a name with a star must be given.
 TAKES = {
@@ -29,13 +27,14 @@ TAKES = {
     "prompt_to_prompt": ("source*", "cross", "own"),
     "interpolate": ("frames",),
     "panorama": ("size*",),
+    "upscale": ("images*",),
 }
 FLAGS = dict(images="image", masks="mask")  # the flags of `sample.py` that have another name
 STRENGTH = dict(image_to_image=0.6, edit=0.8)
 LIMIT = 1.5  # of the mask that an edit finds
 CROSS, OWN = 0.8, 0.4  # shares of the steps
 FRAMES = 8
-MASK_AT = 128  # of 255: from here on a mask means that something new is made
+ONE_PROMPT = ("edit", "prompt_to_prompt", "interpolate")  # tasks that combine no others
 
 
 class Asked(NamedTuple):
@@ -68,7 +67,7 @@ def ask(
     repaint: Sequence[int] | None = None,
     limit: float | None = None,
 ) -> Asked:
-    """A task by its name, `n` samples a prompt or label.
+    """A task by its name, `n` samples a prompt or label; "a AND b" and "a BLEND b" combine prompts (see `combined`).
 
     `images` are files or arrays in [-1, 1] [*space c], `masks` files or arrays of 0 and 1 [*space]: one for each prompt
     or one for all, as are `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of steps
@@ -89,7 +88,7 @@ def ask(
     _check_task(task, given, sampling)
     _check_model(pipe, task)
     steps, taken = sampling.points.t.shape[0] - 1, {}
-    if "images*" in TAKES[task]:
+    if "strength" in TAKES[task]:
         share = STRENGTH.get(task, 1.0) if strength is None else strength
         taken = {"taken": editing.taken(steps, share).astype(np.int32)}
     if task == "edit":
@@ -98,34 +97,52 @@ def ask(
         if len(repaint) != 2:
             raise ValueError(f"repaint={list(repaint)} must be two numbers: jump and times")
         inpainting.levels_fit(steps, *repaint)
+        if HOLE in pipe.model.fields:
+            raise ValueError(
+                "this model was trained to inpaint and sees what is to stay; leave --repaint out"
+            )
     if prompts and labels:
         raise ValueError("give --prompt or --label, not both")
     asked = list(prompts or labels)
+    _check_combined(combined(asked).how, task, sampling)
     if task == "interpolate":
         return _interpolate(pipe, asked, bool(labels), seed, FRAMES if frames is None else frames)
     rows, many = {}, max(len(asked), len(images or []), 1)
     asked = _spread(asked, many, "prompts") if asked else []
+    parts = combined(asked)
     captions = [caption for caption in asked for _ in range(n)]
     count = many * n
 
     def each(values, what):
         return [value for value in _spread(list(values), many, what) for _ in range(n)]
 
-    space = None
-    if "images" in given:
-        pictures = _pictures(pipe, images, exact=task == "outpaint")
+    space, beside = None, {}
+    if task == "upscale":
+        found, space = pictures.small(pipe, images, sampling)
+        beside = {SMALL: np.stack(each(found, "images"))}
+    elif "images" in given:
+        found = pictures.pictures_of(pipe, images, exact=task == "outpaint")
         if task == "outpaint":
-            pictures, hole = _with_margins(pipe, pictures, margins)
-            space, rows["mask"] = _space(pipe, pictures.shape[1:-1]), np.stack(each(hole, "masks"))
-        rows["x"] = np.stack(each(pictures, "images"))
+            found, hole = pictures.with_margins(pipe, found, margins)
+            space, rows["mask"] = (
+                pictures.space_of(pipe, found.shape[1:-1]),
+                np.stack(each(hole, "masks")),
+            )
+        rows["x"] = np.stack(each(found, "images"))
     if "masks" in given:
-        rows["mask"] = np.stack(each(_masks(pipe, masks), "masks"))
+        rows["mask"] = np.stack(each(pictures.masks(pipe, masks), "masks"))
     if "size" in given:
-        space = _space(pipe, tuple(size))
+        space = pictures.space_of(pipe, tuple(size))
     if "source" in given:
         sources = each(source, "source prompts")
         rows["source"] = pipe.prompts(sources)
-    batch = conditions(pipe, captions, bool(labels), count)
+    each_part = [[text for text in column for _ in range(n)] for column in parts.columns]
+    painted = (HOLE, "masked") if task == "inpaint" else ()  # which are made of the rows
+    also = (*beside, *painted)
+    batch, *others = [conditions(pipe, column, bool(labels), count, also) for column in each_part]
+    batch |= beside
+    if parts.how:
+        rows |= {"others": tuple(others), "weights": parts.weights.repeat(n, axis=0)}
     if task == "prompt_to_prompt":
         shares = dict(cross=CROSS if cross is None else cross, own=OWN if own is None else own)
         rows |= _exchange(pipe, rows["source"], batch)
@@ -133,45 +150,26 @@ def ask(
     if sampling.heatmaps and space is not None:
         raise ValueError("heat maps are of pictures of the model's size; leave them or size out")
     seeds = [seed + i for i in range(count)]
-    made = Task(task, rows, taken, space, None if repaint is None else tuple(repaint))
+    repeats = None if repaint is None else tuple(repaint)
+    made = Task(task, rows, taken, space, repeats, parts.how)
     return Asked(batch, seeds, made, captions)
 
 
 def conditions(
-    pipe: Pipeline, captions: Sequence[str], labels: bool, count: int
+    pipe: Pipeline,
+    captions: Sequence[str],
+    labels: bool,
+    count: int,
+    beside: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The batch of prompts or labels, or of none.
+    """The batch of prompts or labels, or of none; the fields `beside` are added by the caller.
 
     Raises:
       ValueError: the model takes others.
     """
     if not captions:
-        return pipe.unconditional(count)
-    return pipe.labels(captions) if labels else pipe.prompts(captions)
-
-
-def read_picture(path: str | Path, size: tuple[int, int] | None) -> Float[np.ndarray, "h w 3"]:
-    """A picture in [-1, 1], cut and resized like the data of a run; as large as it is where `size` is None.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it cannot be decoded.
-    """
-    picture = _decoded(path)
-    if size is None:
-        return transforms.to_unit(np.asarray(picture))
-    rng = np.random.default_rng(0)
-    view = transforms.window(picture.size, size, crop="center", flip=False, rng=rng)
-    return transforms.to_unit(transforms.show(picture, view, size))
-
-
-def _decoded(path: str | Path) -> Any:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no picture {str(path)!r}")
-    try:
-        return transforms.decode(Path(path).read_bytes())
-    except transforms.BadImage as error:
-        raise ValueError(f"the picture {str(path)!r}: {error}") from error
+        return pipe.unconditional(count, beside)
+    return (pipe.labels if labels else pipe.prompts)(captions, beside)
 
 
 def _check_task(task: str, given: dict[str, Any], sampling: Sampling) -> None:
@@ -196,9 +194,30 @@ def _check_task(task: str, given: dict[str, Any], sampling: Sampling) -> None:
         )
 
 
+def _check_combined(how: str | None, task: str, sampling: Sampling) -> None:
+    if sampling.how.name == "auto" and task in ONE_PROMPT:
+        raise ValueError(
+            f"the task {task} goes between two prompts, of which autoguidance has one; give another guidance"
+        )
+    if how is None:
+        return
+    if task in ONE_PROMPT or sampling.heatmaps:
+        what = "heat maps show" if sampling.heatmaps else f"the task {task} takes"
+        raise ValueError(f"{what} one prompt, and {how} combines several; give them one by one")
+    also = sorted({"rescale", "threshold"} & set(sampling.numbers))
+    if how == "AND" and (sampling.how.name != "cfg" or also):
+        other = also[0] if also else f"the guidance {sampling.how.name}"
+        raise ValueError(f"AND is guidance of its own and takes no {other}; use cfg alone")
+
+
 def _check_model(pipe: Pipeline, task: str) -> None:
     if task in ("edit", "prompt_to_prompt") and not pipe.texts:
         raise ValueError(f"the task {task} follows prompts, and this model reads none")
+    if task == "upscale" and SMALL not in pipe.model.fields:
+        raise ValueError(
+            f"the task upscale is for models that were trained to read the field {SMALL!r}, and this one reads "
+            f"{list(pipe.model.fields) or 'nothing'}"
+        )
     if task == "interpolate" and not pipe.model.fields:
         raise ValueError(
             "the task interpolate goes from one prompt to another, and this model is unconditional"
@@ -212,78 +231,6 @@ def _spread(values: list[Any], many: int, what: str) -> list[Any]:
             f"{len(values)} {what} do not fit {many} samples; give one for each, or one"
         )
     return values
-
-
-def _pictures(pipe: Pipeline, images: Sequence[Any], exact: bool) -> Images:
-    """Arrays as they are, files in the model's size; or, `exact`, in their own."""
-    size = None if exact else pipe.size
-    found = [
-        image if isinstance(image, np.ndarray) else read_picture(image, size) for image in images
-    ]
-    for picture in found:
-        shape = found[0].shape if exact else (*pipe.size, picture.shape[-1])
-        if picture.shape != shape:
-            raise ValueError(
-                f"a picture of shape {picture.shape} was given where {shape} is needed"
-            )
-    return np.stack(found).astype(np.float32)
-
-
-def _masks(pipe: Pipeline, masks: Sequence[Any]) -> Float[np.ndarray, "n *space 1"]:
-    found = []
-    for mask in masks:
-        if not isinstance(mask, np.ndarray):
-            mask = np.asarray(_decoded(mask).convert("L")) >= MASK_AT
-        if mask.shape != pipe.size:
-            raise ValueError(
-                f"a mask of {_by(mask.shape)} pixels does not fit pictures of {_by(pipe.size)}; make it of their size"
-            )
-        if not mask.any():
-            raise ValueError(
-                "a mask is empty; it is white (or 1) where something new is to be made"
-            )
-        found.append((mask > 0).astype(np.float32)[..., None])
-    return np.stack(found)
-
-
-def _with_margins(
-    pipe: Pipeline, pictures: Images, margins: Sequence[int]
-) -> tuple[Float[np.ndarray, "n *large c"], Float[np.ndarray, "n *large 1"]]:
-    axes = len(pipe.size)
-    if len(margins) != 2 * axes or min(margins) < 0 or not any(margins):
-        raise ValueError(
-            f"margins={list(margins)} must be {2 * axes} numbers, at least 0 and not all of them, such as "
-            "8,8,0,16 for top, bottom, left and right"
-        )
-    pairs = [tuple(margins[i : i + 2]) for i in range(0, 2 * axes, 2)]
-    return editing.padded(pictures, pairs)
-
-
-def _space(pipe: Pipeline, size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The latents' positions for data of a size; None for the model's own.
-
-    Raises:
-      ValueError: a size that is smaller than the model's, or that the codec's factor does not divide.
-    """
-    if len(size) != len(pipe.size):
-        raise ValueError(
-            f"size={list(size)} must be {len(pipe.size)} numbers, such as {_by(pipe.size)}"
-        )
-    factors = [n // z for n, z in zip(pipe.size, pipe.shape[:-1], strict=True)]
-    near = [
-        max(round(n / f) * f, least) for n, f, least in zip(size, factors, pipe.size, strict=True)
-    ]
-    if tuple(near) != tuple(size):
-        raise ValueError(
-            f"{_by(size)} pixels cannot be drawn: each side is a multiple of {max(factors)} and at least that of "
-            f"{_by(pipe.size)}; the nearest that works is {_by(near)}"
-        )
-    space = tuple(n // f for n, f in zip(size, factors, strict=True))
-    return None if space == pipe.shape[:-1] else space
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(str(n) for n in size)
 
 
 def _share(name: str, share: float, steps: int) -> np.integer:

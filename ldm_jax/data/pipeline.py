@@ -24,7 +24,10 @@ from ldm_jax.data import tokenizer as text
 from ldm_jax.data import transforms
 
 Rows = Callable[[Sequence[str]], np.ndarray]  # captions -> rows of numbers; picklable, for workers
-SIZES = "sizes"  # the field that is made here: see `transforms.sizes`
+SIZES = "sizes"  # fields that are made here: see `transforms.sizes` ...
+SMALL = "small"  # ... `transforms.shrunk` ...
+HOLE = "hole"  # ... and `transforms.hole`
+MADE = (SIZES, SMALL, HOLE)
 _PATIENCE = 100  # so many unreadable records in a row are no accident
 
 
@@ -74,6 +77,7 @@ class Batches:
     max_bad_rate: float
     shuffle: bool
     repeat: bool
+    shrink: int = 1
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -160,10 +164,13 @@ class Batches:
         image, original = transforms.decode_sized(record["image"], at_least=self.size)
         view = transforms.window(image.size, self.size, crop=self.crop, flip=self.flip, rng=rng)
         example = {"x": transforms.show(image, view, self.size)}
+        made = {
+            SIZES: lambda: transforms.sizes(original, view, self.size),
+            SMALL: lambda: transforms.shrunk(example["x"], self.shrink),
+            HOLE: lambda: transforms.hole(self.size, rng),
+        }
         for name in self.fields:
-            example[name] = (
-                transforms.sizes(original, view, self.size) if name == SIZES else record[name]
-            )
+            example[name] = made[name]() if name in made else record[name]
         if "segmentation" in self.fields:
             labels = transforms.decode_labels(record["segmentation"])
             example["segmentation"] = transforms.show_labels(labels, view, self.size)[..., None]
@@ -194,6 +201,7 @@ def batches(
     max_bad_rate: float = 0.01,
     shuffle: bool = True,
     repeat: bool = True,
+    shrink: int = 1,
 ) -> Batches:
     """Batches with `x`: float32 [b h w 3] in [-1, 1], `tokens`: int32 [b length], and `fields`.
 
@@ -203,7 +211,8 @@ def batches(
       crop: "center" or "random"; `flip`: mirror every second picture at random.
       fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h w
         1], cut and mirrored with the picture), any field of numbers (int32 or float32 [b ...]), or
-        "sizes" (float32 [b 6]), which are made here: see `transforms.sizes`.
+        what is made here: "sizes" (float32 [b 6], see `transforms.sizes`), "small" (float32 [b h/shrink w/shrink
+        3] in [-1, 1]), the picture made smaller, and "hole" (float32 [b h w 1]), a mask at random.
       tokenizer: with it, `tokens` are the captions in `length` numbers.
       texts: further fields of this kind, with functions that make such rows of captions.
       workers: worker processes; 0 means threads of this one.
@@ -240,7 +249,12 @@ def batches(
     if "tokens" in fields and "tokens" not in texts:
         raise ValueError("the field 'tokens' needs a tokenizer; train one on source.captions()")
     fields = tuple(name for name in fields if name not in texts)
-    stored = tuple(name for name in fields if name != SIZES)
+    if SMALL in fields and (shrink < 2 or any(n % shrink for n in height_width)):
+        raise ValueError(
+            f"the field {SMALL!r} is a picture of {height_width} made smaller by shrink={shrink}; "
+            "give data.shrink, a whole number from 2 on that divides both sides"
+        )
+    stored = tuple(name for name in fields if name not in MADE)
     absent = [name for name in stored if name not in source.fields]
     if absent:
         raise ValueError(
@@ -266,6 +280,7 @@ def batches(
         max_bad_rate=max_bad_rate,
         shuffle=shuffle,
         repeat=repeat,
+        shrink=shrink,
     )
 
 

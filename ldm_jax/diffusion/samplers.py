@@ -18,9 +18,10 @@ from ldm_jax.diffusion.grids import grid
 from ldm_jax.diffusion.process import Data, Point, over
 from ldm_jax.types import Cond, Denoiser, Prediction
 
-__all__ = ["Solver", "Source", "grid", "initial_noise", "noise", "sample"]
+__all__ = ["Solver", "Source", "begun", "grid", "initial_noise", "noise", "sample", "stepping"]
 Keep = Literal["x0", "x"]
 Step = tuple[Data, Any, Data]  # x at q, the memory for the next step, the x0 estimated at p
+Carry = tuple[Data, Any]  # x, and the solver's memory of the steps before
 
 
 class Solver(NamedTuple):
@@ -83,23 +84,46 @@ def sample(
     Raises:
       ValueError: noise for another number of steps.
     """
+    step = stepping(denoise, solver, points, rng, cond, keep)
+    (x, _), kept = lax.scan(step, begun(solver, points, x_T), jnp.arange(len(points.t) - 1))
+    return x, kept
+
+
+def begun(solver: Solver, points: Point, x_T: Data) -> Carry:
+    """What `stepping` begins with."""
+    x_T = x_T.astype(points.alpha.dtype)
+    return x_T, solver.init(x_T)
+
+
+def stepping(
+    denoise: Denoiser,
+    solver: Solver,
+    points: Point,
+    rng: Source,
+    cond: Cond,
+    keep: Keep | tuple[Keep, ...] | None = None,
+) -> Callable[[Carry, Any], tuple[Carry, Any]]:
+    """`(carry, i) -> (carry, what is kept)`, the i-th step of `sample`, for those who walk by themselves.
+
+    Raises:
+      ValueError: as `sample`.
+    """
     steps = len(points.t) - 1
     given = jnp.issubdtype(rng.dtype, jnp.floating)
     if given and len(rng) != steps:
         raise ValueError(f"noise for {len(rng)} steps was given, the grid has {steps}")
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
+
+    def at(a, i):
+        return lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False)
 
     def asked(x, t):
         return denoise(x, jnp.broadcast_to(t, x.shape[:1]), cond)
 
-    def body(carry, inputs):
-        source, p, q = inputs
-        source = source if given else fold(rng, source)
+    def step(carry, i):
+        p, q = (Point(*(at(a, j) for a in points)) for j in (i, i + 1))
+        source = at(rng, i) if given else fold(rng, i)
         x, memory, x0 = solver.step(asked, carry[0], p, q, carry[1], source)
         return (x, memory), jax.tree.map({"x0": x0, "x": carry[0]}.get, keep)
 
-    fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
-    x_T = x_T.astype(points.alpha.dtype)
-    p, q = Point(*(a[:-1] for a in points)), Point(*(a[1:] for a in points))
-    sources = rng if given else jnp.arange(steps)
-    (x, _), kept = lax.scan(body, (x_T, solver.init(x_T)), (sources, p, q))
-    return x, kept
+    return step

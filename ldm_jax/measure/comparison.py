@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 def define(own: flags.FlagValues, batch: str, dtypes: Sequence[str], of_dtype: str) -> None:
     """Adds the flags that every benchmark of models has."""
-    flags.DEFINE_string("model", "tiny", "a name or a folder", flag_values=own)
+    flags.DEFINE_string("model", "tiny", "a name, a folder, or a config", flag_values=own)
     flags.DEFINE_list("batch", [batch], "samples at once, such as 1,4,16", flag_values=own)
     flags.DEFINE_enum("dtype", "float32", dtypes, of_dtype, flag_values=own)
     side = "of a latent; the model's own without it"

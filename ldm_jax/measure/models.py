@@ -1,4 +1,4 @@
-"""Models to measure: published sizes and reduced ones with random weights, or a folder's own."""
+"""Models to measure: published sizes and reduced ones with random weights, a folder's, a config's or a run's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import codec, conditioners, tree
+from ldm_jax import build, codec, conditioners, tree
+from ldm_jax.diffusion import process, samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pretrained import assembly, components, from_pretrained, inputs
 from ldm_jax.types import Batch, Params
@@ -21,7 +22,7 @@ Configs = dict[str, Any]  # of components, in diffusers' and transformers' words
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its parameters; `configs` are those of its components."""
+    """A model with its parameters; one of our own has no components and brings a row of its conditions."""
 
     name: str
     model: LatentDiffusion
@@ -30,6 +31,17 @@ class Subject:
     made: Mapping[str, components.Component]
     noise: Mapping[str, Any]  # the scheduler's config
     side: int  # of a latent, by default
+    channels: int  # of a latent
+    row: Batch | None = None
+
+    def points(self, steps: int) -> process.Point:
+        """The noise levels of the model's scheduler, or the usual ones of a model of our own."""
+        if self.row is not None:
+            return samplers.grid(self.model.path, steps)
+        read = scheduler.read(self.noise)
+        to_zero = bool(self.noise.get("set_alpha_to_one", True))
+        offset = int(self.noise.get("steps_offset", 0))
+        return samplers.grid(self.model.path, steps, read.spacing, to_zero, offset=offset)
 
     def component_params(self) -> dict[str, Params]:
         """{name of a component: its parameters}"""
@@ -40,6 +52,8 @@ class Subject:
 
     def batch(self, n: int, side: int) -> Batch:
         """Random conditions of n samples, whose latents have this side."""
+        if self.row is not None:
+            return {k: jnp.repeat(v[None], n, 0) for k, v in self.row.items()}
         rng = np.random.default_rng(0)
         found: dict[str, Any] = {}
         for field in self.model.fields:
@@ -166,21 +180,42 @@ MODELS = {
 
 
 def subject(name: str, dtype: str) -> Subject:
-    """The model of this name with random weights, or the one in this folder.
+    """The model of this name or config with random weights, or the one in this folder.
 
     Raises:
-      ValueError: neither a name nor a folder, or another trouble with it (see `from_pretrained`).
+      ValueError: neither a name nor a config or a folder, or another trouble with it (see `from_pretrained`, `own`).
     """
     if name in MODELS:
         return random(name, *MODELS[name](), dtype)
     if not Path(name).exists():
         raise ValueError(
-            f"there is no model {name!r}; the choices are {list(MODELS)} or the folder of a model"
+            f"there is no model {name!r}; the choices are {list(MODELS)}, the folder of a model, the work "
+            "directory of a run, or a config file"
         )
+    if name.endswith(".py") or (Path(name) / "config.json").is_file():
+        return own(name, dtype)
     pipe = from_pretrained(name, dtype=dtype)
     side = inputs.image_size(pipe, None, None)[0] // pipe.factor
     noise = pipe.schedulers["scheduler"]
-    return Subject(name, pipe.model, pipe.params, pipe.arrays, pipe.components, noise, side)
+    given = (pipe.components, noise, side, pipe.latent_channels)
+    return Subject(name, pipe.model, pipe.params, pipe.arrays, *given)
+
+
+def own(name: str, dtype: str) -> Subject:
+    """The model of a config file, with random weights, or of a run's work directory.
+
+    Raises:
+      ValueError: another type of computation than the config's, or the model cannot be built.
+      FileNotFoundError: it needs an autoencoder that is not there.
+    """
+    pipe = build.untrained(name) if name.endswith(".py") else build.pipeline(name)
+    computes = jnp.dtype(pipe.model.network.dtype).name
+    if computes != dtype:
+        raise ValueError(f"{name} computes in {computes}; say so: --dtype {computes}")
+    row = {k: v[0] for k, v in build.conditions(name, pipe).items()}
+    *space, channels = pipe.shape
+    given = ({}, {}, space[0], channels, row)
+    return Subject(name, pipe.model, pipe.params, pipe.arrays, *given)
 
 
 def random(name: str, configs: Configs, side: int, dtype: str) -> Subject:
@@ -216,7 +251,7 @@ def random(name: str, configs: Configs, side: int, dtype: str) -> Subject:
         "conditioner": {key: params[part] for key, part in encoders.items()},
     }
     arrays = {"params": params["vae"], "scale": jnp.float32(made["vae"].scale)}
-    return Subject(name, model, trained, arrays, made, noise, side)
+    return Subject(name, model, trained, arrays, made, noise, side, made["vae"].module.embed)
 
 
 def drawn(shapes: Params, dtype: str) -> Params:

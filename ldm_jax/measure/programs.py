@@ -10,23 +10,14 @@ import numpy as np
 from ldm_jax.diffusion import guidance, process, samplers, solvers
 from ldm_jax.measure.models import Subject
 from ldm_jax.pretrained import sampling
-from ldm_jax.weights import scheduler
 
 Program = tuple[Any, tuple[Any, ...]]  # a jitted function and its arguments
-
-
-def grid(subject: Subject, steps: int) -> process.Point:
-    """The noise levels of the model's scheduler."""
-    read = scheduler.read(subject.noise)
-    to_zero = bool(subject.noise.get("set_alpha_to_one", True))
-    offset = int(subject.noise.get("steps_offset", 0))
-    return samplers.grid(subject.model.path, steps, read.spacing, to_zero, offset=offset)
 
 
 def check(subject: Subject, solver: str, steps: int) -> None:
     """Raises: ValueError: no such solver, or steps that the grid lacks."""
     solvers.make(solver, subject.model.path)
-    jax.eval_shape(lambda: grid(subject, steps))
+    jax.eval_shape(lambda: subject.points(steps))
 
 
 def programs(
@@ -36,7 +27,7 @@ def programs(
 
     "text" gives the condition and the null condition, "loop" latents, "decode" images of them. Raises as `check`.
     """
-    model, points = subject.model, grid(subject, steps)
+    model, points = subject.model, subject.points(steps)
     step = solvers.make(solver, model.path)
     given = subject.batch(batch, side)
 
@@ -56,7 +47,7 @@ def programs(
 
     conds = jax.eval_shape(text, subject.params, given)
     conds = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype), conds)
-    shape = (batch, side, side, subject.made["vae"].module.embed)
+    shape = (batch, side, side, subject.channels)
     start = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
     more = (start, sampling.keys(0, batch), points, jnp.float32(scale))
     found = {

@@ -40,10 +40,10 @@ def check(subject: Subject, solver: str) -> None:
 
 def check_training(subject: Subject) -> None:
     """Raises: ValueError: a comparison that cannot be made."""
-    if subject.model.fields != ("tokens",):
+    if subject.model.fields != ("tokens",) or "unet" not in subject.made:
         raise ValueError(
-            f"the condition of {subject.name!r} consists of {list(subject.model.fields)}; "
-            "training is compared here for models that read tokens alone, such as 'sd15'"
+            f"{subject.name!r} reads {list(subject.model.fields)}; training is measured here for models in diffusers' "
+            "layout that read tokens alone, such as 'sd15'"
         )
 
 

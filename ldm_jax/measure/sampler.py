@@ -4,11 +4,11 @@
     python -m ldm_jax.benchmark sampler --model tiny --steps 10 --against diffusers --out results.json
 
 Models: "sd15", "sdxl" and "ldm4" (the latent diffusion model of ImageNet's classes) at their published sizes; "tiny"
-and "small", reduced Stable Diffusion 1.5 (16x16 latents, widths 64/128/256; 32x32, 128/256/512/512); or the folder of
-a model. Weights are random where none are given: time does not depend on them. Every program is compiled ahead, runs
-once to warm up, and is waited for; inputs are on the device. Rates are by our own count of operations
-(`measure.flops`), and a share is that of the rate of a large matrix product, measured on the same device in the same
-type.
+and "small", reduced Stable Diffusion 1.5 (16x16 latents, widths 64/128/256; 32x32, 128/256/512/512); the folder of a
+model; a config file, or the work directory of its run. Weights are random where none are given: time does not depend
+on them. Every program is compiled ahead, runs once to warm up, and is waited for; inputs are on the device. Rates are
+by our own count of operations (`measure.flops`), and a share is that of the rate of a large matrix product, measured
+on the same device in the same type.
 
 With --against diffusers the same networks, weights and steps run in torch, in turn with ours, after their results have
 been compared; ratios are medians over pairs (above 1: ours is faster). On a GPU that is torch as it is and with

@@ -85,7 +85,7 @@ def run(subject: models.Subject, batches: list[int]) -> dict[str, Any]:
 def given_batch(subject: models.Subject, batch: int, side: int) -> dict[str, Any]:
     """Latents "x0", the noise "eps", steps "t" of the table, and the condition "cond"."""
     rng = np.random.default_rng(0)
-    shape = (batch, side, side, subject.made["vae"].module.embed)
+    shape = (batch, side, side, subject.channels)
     x0, eps = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
     steps = rng.integers(0, subject.model.path.steps, batch)
     model = subject.model

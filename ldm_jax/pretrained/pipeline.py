@@ -21,6 +21,7 @@ from ldm_jax.pretrained import (
     adapters,
     assembly,
     edits,
+    explain,
     inputs,
     large,
     painting,
@@ -142,6 +143,7 @@ class Pretrained:
         return variations.encode_image(self, images)
 
     text_to_image = verbs.text_to_image
+    explain = explain.explain
     unconditional = verbs.unconditional
     variations = variations.variations
     image_to_image = verbs.image_to_image

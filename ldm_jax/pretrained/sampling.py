@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldm_jax import codec, tiles
+from ldm_jax import codec, heatmaps, tiles
 from ldm_jax.diffusion import (
     controls,
     diffedit,
@@ -39,6 +39,7 @@ class Built(NamedTuple):
     own_null: bool = True  # the null condition is the model's, and the negative batch idle
     edits: bool = False  # guidance by text and image
     windows: tuple[Any, ...] | None = None  # size, overlap and wrap of `diffusion.windows`
+    maps: bool = False  # also where each token acts, see `heatmaps`
 
 
 def denoiser(
@@ -91,7 +92,7 @@ def walker(model: LatentDiffusion, solver: str, eta: Array, kept: dict[str, Any]
 
 @functools.lru_cache(maxsize=8)
 def sampler(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) -> Any:
-    """`(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept) -> images`.
+    """`(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept) -> images`, or with maps.
 
     `extra` are fields of the condition, `kept` what is kept of edited data, see `walker`; also "known" and "mask" alone
     say what latents are in the end, "rest" is added to them, "cond" are fields of the positive condition only, and
@@ -104,10 +105,14 @@ def sampler(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) 
         denoise, cond = denoiser(model, controlnets, built, *given, kept.get("exchange"))
         cond = cond.replace(**kept.get("cond", {}))
         walk = walker(model, built.solver, eta, kept)
-        z, _ = samplers.sample(denoise, walk, points, start, noise, cond)
+        keep = "x" if built.maps else None
+        z, way = samplers.sample(denoise, walk, points, start, noise, cond, keep=keep)
         if "known" in kept:
             z = editing.composite(kept["known"], z, kept["mask"])
-        return model.codec.decode(arrays, z + kept.get("rest", 0))
+        images = model.codec.decode(arrays, z + kept.get("rest", 0))
+        if not built.maps:
+            return images
+        return images, heatmaps.of_steps(model, params, cond, points, way)
 
     return draw
 

@@ -255,8 +255,12 @@ def draw(
     noises: Any = None,
     kept: dict[str, Any] | None = None,
     windows: tuple[Any, ...] | None = None,
-) -> Images:
-    """What all verbs end with: from `start` down the grid, under batches and further fields of the condition."""
+    maps: bool = False,
+) -> Any:
+    """What all verbs end with: from `start` down the grid, under batches and further fields of the condition.
+
+    Images, or with `maps` a pair of them and of where each token acts.
+    """
     inputs.check_noises(solver, eta, noises, (len(at.t) - 1, *start.shape))
     built = sampling.Built(
         solver,
@@ -264,6 +268,7 @@ def draw(
         own_null=negative is None,
         edits=image_scale is not None,
         windows=windows,
+        maps=maps,
     )
     run = sampling.sampler(pipe.model, modules(pipe), built)
     given = (positive, positive if negative is None else negative, extra, start)
@@ -271,7 +276,7 @@ def draw(
     scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
     noise = sampling.keys(seed, len(start)) if noises is None else jnp.asarray(noises)
     last = (noise, at, scales, jnp.float32(eta), kept or {})
-    return np.asarray(run(pipe.params, pipe.arrays, *placed, *last))
+    return jax.tree.map(np.asarray, run(pipe.params, pipe.arrays, *placed, *last))
 
 
 def modules(pipe: Any) -> tuple[Any, ...]:

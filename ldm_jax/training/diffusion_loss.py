@@ -33,6 +33,7 @@ def diffusion_loss(
         x0 = jax.lax.stop_gradient(model.codec.encode(frozen, batch["x"], for_codec))
         drops = conditioners.draw_drops(for_drop, model.fields, drop, x0.shape[0])
         drops |= {field: drops[together[0]] for field in together}
+        batch = model.seen(frozen, batch, jax.random.fold_in(for_codec, 1))
         cond = model.condition(params, batch, drops)
         value, parts = objective(model.raw(params, for_dropout if train else None))(
             for_noise, x0, cond

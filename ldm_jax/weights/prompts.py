@@ -68,6 +68,25 @@ class Tokenizer:
         _, _, part, start = over[0]
         return parts[part][0][start:] + "".join(text for text, _ in parts[part + 1 :])
 
+    def words(self, text: str) -> list[tuple[str, tuple[int, ...]]]:
+        """The words of a text in order, as they are written, each with the positions of its tokens in the text's row.
+
+        A word is what white space divides, without signs at its ends that are tokens of their own. Words that the row
+        has no room for are not among them, nor are signs alone.
+        """
+        spans = list(enumerate(self._spans(text)[: self.length - 2], 1))
+        found = []
+        for start, end in (match.span() for match in re.finditer(r"\S+", text)):
+            parts = [(at, span) for at, span in spans if start <= span[0] < end]
+            while parts and not _spoken(text, parts[0][1]):
+                del parts[0]
+            while parts and not _spoken(text, parts[-1][1]):
+                del parts[-1]
+            if parts:
+                word = text[parts[0][1][0] : parts[-1][1][1]]
+                found.append((word, tuple(at for at, _ in parts)))
+        return found
+
     def add(self, token: str, count: int = 1) -> "Tokenizer":
         """A tokenizer that knows a placeholder too, for textual inversion (Gal et al. 2022).
 
@@ -103,6 +122,15 @@ class Tokenizer:
             for part, (encoding, (_, weight)) in enumerate(zip(found, parts, strict=True))
             for number, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
             for one in self.vectors.get(number, (number,))
+        ]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its tokens stands."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return [
+            span
+            for number, span in zip(encoding.ids, encoding.offsets, strict=True)
+            for _ in self.vectors.get(number, (number,))
         ]
 
     def _rows(
@@ -213,6 +241,10 @@ def parse(text: str) -> list[tuple[str, float]]:
             part = joined.pop()[0] + part
         joined.append((part, weight))
     return joined or [("", 1.0)]
+
+
+def _spoken(text: str, span: tuple[int, int]) -> bool:
+    return any(letter.isalnum() for letter in text[slice(*span)])
 
 
 def _several(texts: Sequence[str]) -> Sequence[str]:
