@@ -2,12 +2,10 @@
 
 A step has two items: "state" (step, parameters, optimizer) and "ema". Sampling reads only the latter. A step counts as
 saved when all of its files and their sums are on the disk (`manifest`), and is compared with them before it is read. A
-save that fails (the disk is full) is told and stops nothing: older steps stay, and the next one is tried. The only file
-that knows orbax.
+save that fails (the disk is full) is told and stops nothing: older steps stay, and the next one is tried. Reading
+is in `reading`.
 """
 
-import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,20 +14,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ldm_jax import tree
-from ldm_jax.training import manifest
+from ldm_jax.training import manifest, reading
+from ldm_jax.training.reading import FOLDER, Unreadable, load_ema
 from ldm_jax.types import TrainState
 
-FOLDER = "checkpoints"
+__all__ = ["Checkpoints", "Keep", "SaveFailed", "Unreadable", "load_ema"]
+
 LEAST_SHARE = 2**20  # bytes of an array that a device writes, if several share it
-
-
-class Unreadable(ValueError):
-    """A checkpoint that is damaged, or another run's."""
 
 
 class SaveFailed(RuntimeError):
@@ -45,61 +39,6 @@ class Keep(NamedTuple):
     lowest: bool = True  # is best
 
 
-def _abstract(shapes: Any, shardings: Any) -> Any:
-    def leaf(shape, sharding):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, shapes, shardings)
-
-
-def _check(held: Any, wanted: Any, path: Path) -> None:
-    """Names, shapes and types agree; orbax itself would cast silently."""
-    here = dict(zip(tree.names(held), jax.tree.leaves(held), strict=True))
-    ours = dict(zip(tree.names(wanted), jax.tree.leaves(wanted), strict=True))
-    for name in sorted(here.keys() | ours.keys()):
-        got, want = (
-            f"{side[name].dtype}{list(side[name].shape)}" if name in side else "nothing"
-            for side in (here, ours)
-        )
-        if got != want:
-            raise Unreadable(
-                f"the checkpoint {path} holds {name!r} as {got}, the config wants {want}; use the config that wrote it"
-            )
-
-
-def _restore(path: Path, wanted: Any) -> Any:
-    """One item of one step, born with the shardings of `wanted`.
-
-    Raises:
-      Unreadable: another structure, shape or dtype, or a file that is missing or damaged.
-    """
-    try:
-        handler = ocp.PyTreeCheckpointHandler()
-        _check(handler.metadata(epath.Path(path)).tree, wanted, path)
-        with ocp.Checkpointer(handler) as reader:
-            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-            restored = reader.restore(
-                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
-            )
-            return jax.block_until_ready(restored)
-    except Unreadable:
-        raise
-    except Exception as error:  # damage shows as one of many kinds
-        raise Unreadable(
-            f"the checkpoint {path} cannot be read ({_one_line(error)}), although its files are those that were written "
-            f"or it has no manifest; remove the folder {path.parent} to go on from the step before"
-        ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    """An error in a few words: what the system says of it, else its first line."""
-    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        if os.strerror(number) in str(error):
-            return os.strerror(number)
-    first = str(error).strip().partition("\n")[0][:160]
-    return f"{type(error).__name__}: {first}"
-
-
 def _writer() -> ocp.PyTreeCheckpointHandler:
     """Devices that hold the same array share its writing only where each has a lot to write.
 
@@ -108,6 +47,16 @@ def _writer() -> ocp.PyTreeCheckpointHandler:
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SHARE)
     kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+
+
+def _brief(record: Any) -> bool:
+    """A filter of the log: orbax tells of a save that fails in hundreds of lines, we tell in one.
+
+    All of it is shown with --verbosity=0.
+    """
+    return (
+        logging.get_verbosity() >= logging.INFO or "/orbax/" not in Path(record.pathname).as_posix()
+    )
 
 
 class _Retention:
@@ -133,6 +82,7 @@ class Checkpoints:
     def __init__(
         self, workdir: str | Path, keep: int | Keep = 3, scores: Mapping[int, float] | None = None
     ):
+        logging.get_absl_logger().addFilter(_brief)
         self.path = Path(workdir).absolute() / FOLDER
         self._keep = keep if isinstance(keep, Keep) else Keep(keep)
         self._scores = {} if scores is None else scores
@@ -159,8 +109,8 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Orbax calls this in its thread, in process 0, when all files of a step are written and it has no name yet."""
-        for folder in self.path.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
-            manifest.write(folder)
+        (folder,) = self.path.glob(f"{self._pending}.orbax-checkpoint-tmp*")
+        manifest.write(folder)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -172,7 +122,7 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Starts writing; the state may be donated once this returns. Durable when `news` or `wait` says so."""
         step = int(state.step)
-        self._settle()
+        self.settle()
         if self._any_process(self._lost is not None):
             self._reopen()  # orbax counts a step that failed as one that is there
         if step in self._manager.all_steps():
@@ -194,7 +144,7 @@ class Checkpoints:
                     f"orbax refused to save step {step} below {self.path}, where step {self.latest()} is the latest"
                 )
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Waits for the save that is under way, and notes how it ended."""
         try:
             self._manager.wait_until_finished()
@@ -206,7 +156,7 @@ class Checkpoints:
             self._pending = None
 
     def _failed(self, error: Exception) -> None:
-        self._lost = f"step {self._pending} could not be saved ({_one_line(error)})"
+        self._lost = f"step {self._pending} could not be saved ({reading.one_line(error)})"
         self._trouble.append(self._lost)
         self._pending = None
 
@@ -225,31 +175,31 @@ class Checkpoints:
         Raises:
           Unreadable: another structure, shape or dtype than the config's, or no step is sound.
         """
-        self._settle()
+        self.settle()
         found = manifest.Found(None, ())
         if jax.process_index() == 0:
             found = manifest.newest_sound(self.path, move=True)
         step = -1 if found.step is None else found.step
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
-        if step != self.latest():
+        if self._any_process(step != self.latest()):
             self._reopen()
         if step < 0:
+            wrong = "; ".join(found.passed) or f"all were moved aside, {manifest.aside(self.path)}"
             raise Unreadable(
-                f"no checkpoint in {self.path} is sound: {'; '.join(found.passed) or manifest.aside(self.path)}; put one "
-                "back that is, or remove the folder to begin anew"
+                f"no checkpoint in {self.path} is sound: {wrong}; remove the folder to begin the run anew"
             )
-        _tell(found, self.path)
-        wanted = _abstract(shapes, shardings)
-        state = _restore(self.path / str(step) / "state", wanted.replace(ema=None))
-        state = state.replace(ema=_restore(self.path / str(step) / "ema", wanted.ema))
+        reading.tell(self.path, step, found.passed)
+        wanted = reading.abstract(shapes, shardings)
+        state = reading.item(self.path / str(step) / "state", wanted.replace(ema=None))
+        state = state.replace(ema=reading.item(self.path / str(step) / "ema", wanted.ema))
         logging.info("restored step %d from %s", step, self.path)
         return state
 
     def news(self) -> list[int]:
         """The steps that became durable since this was asked last."""
         if self._pending is not None and not self._manager.is_saving_in_progress():
-            self._settle()
+            self.settle()
         done, self._durable = self._durable, []
         return done
 
@@ -264,62 +214,14 @@ class Checkpoints:
         Raises:
           SaveFailed: the state that was given last is not on the disk.
         """
-        self._settle()
+        self.settle()
         if self._lost is not None:
             raise SaveFailed(
-                f"{self._lost}; the last step that is saved is {self.latest()}: make room below {self.path} and give the "
-                "same command again"
+                f"{self._lost}; the last step that is saved is {self.latest()}. Make room below {self.path} and give "
+                "the same command again"
             )
         return self.latest()
 
     def close(self) -> None:
-        self._settle()
+        self.settle()
         self._manager.close()
-
-
-def _tell(found: manifest.Found, path: Path) -> None:
-    """One line about the steps that were passed over."""
-    if found.passed:
-        logging.warning("%s: %s; step %d is used", path, "; ".join(found.passed), found.step)
-    if not manifest.checked(path / str(found.step)):
-        logging.info("step %d of %s was written before there were manifests", found.step, path)
-
-
-def load_ema(
-    workdir: str | Path, shapes: Any, shardings: Any, step: int | None = None
-) -> tuple[Any, int]:
-    """The moving average of a run's parameters and the step that it is of; reads nothing else, and moves nothing.
-
-    Raises:
-      FileNotFoundError: there is no run, or no checkpoint (or not that step) in it.
-      Unreadable: another structure, shape or dtype than that of the run's config, or damage.
-    """
-    path, step = sound_step(workdir, step, "ema")
-    return _restore(path / str(step) / "ema", _abstract(shapes, shardings)), step
-
-
-def sound_step(workdir: str | Path, step: int | None, below: str) -> tuple[Path, int]:
-    """The folder of a run's checkpoints, and the newest step in it, or that one, whose part `below` is sound.
-
-    Raises:
-      FileNotFoundError, Unreadable: as `load_ema`.
-    """
-    path = Path(workdir).absolute() / FOLDER
-    steps = manifest.steps(path)
-    if not steps:
-        raise FileNotFoundError(
-            f"{workdir} holds no checkpoint; train there first: python train.py --config ... --workdir {workdir}"
-        )
-    if step is not None:
-        if step not in steps:
-            raise FileNotFoundError(f"{path} holds no step {step}; it has {steps}")
-        if wrong := manifest.problem(path / str(step), below):
-            raise Unreadable(
-                f"step {step} in {path} is damaged ({wrong}); choose another one of {steps}"
-            )
-        return path, step
-    found = manifest.newest_sound(path, below)
-    if found.step is None:
-        raise Unreadable(f"no checkpoint in {path} is sound: {'; '.join(found.passed)}")
-    _tell(found, path)
-    return path, found.step

@@ -28,7 +28,8 @@ COMMENT = "# sha256 of the lines below: "
 
 def write(folder: Path) -> None:
     """The manifest of all files below `folder`; the files, the folders and it are on the disk when this returns."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (NAME, *NOTES))
+    left_out = [folder / name for name in (NAME, *NOTES)]
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in left_out)
     sums = _sums(files, sync=True)
     lines = [f"{s}  {p.relative_to(folder).as_posix()}\n" for s, p in zip(sums, files, strict=True)]
     body = "".join(lines).encode()

@@ -107,15 +107,17 @@ def _open(path: Path) -> safetensors.safe_open:
         ) from error
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """One file; it appears when it is whole."""
+def write(
+    path: str | Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str] | None = None
+) -> None:
+    """One file, with what its header says `about` it; it appears when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     # It writes the memory of an array as it lies there, whatever the order of the axes.
     rows = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # transformers and diffusers ask for this format.
-    save_file(rows, part, metadata={"format": "pt"})
+    save_file(rows, part, metadata={"format": "pt"} | dict(about or {}))
     part.replace(path)
 
 
