@@ -36,7 +36,7 @@ class Diverged(TrainingStopped):
 class Guards(NamedTuple):
     """What is watched; 0 turns each of the first four off."""
 
-    rollbacks: int = 0  # to one checkpoint, before the run is stopped
+    rollbacks: int = 0  # in all of the run; after them it is stopped
     spike: float = 0.0  # a loss by so many (robust) standard deviations above its median; then 6 is a small number
     hang: float = 0.0  # seconds that a step may take
     patience: int = 0  # evaluations in a row that are no better than the best before
@@ -85,7 +85,7 @@ class Course:
     def __init__(self, guards: Guards, log: Path, at: int, scores: dict[int, float]):
         self.guards, self.scores = guards, scores
         self.losses = list(history(log, "loss", at).values()) if guards.spike else []
-        self.rolled_back: dict[int, int] = {}  # to which step, how often
+        self.rolled_back = len(history(log, ROLLED_BACK, at))
         if guards.metric:
             scores.update(history(log, guards.metric, at))
 
@@ -123,10 +123,12 @@ class Course:
             f"at step {best}"
         )
 
-    def may_roll_back(self, to: int) -> bool:
-        """Whether the last checkpoint is to be taken; counts it."""
-        self.rolled_back[to] = self.rolled_back.get(to, 0) + 1
-        return self.rolled_back[to] <= self.guards.rollbacks
+    def may_roll_back(self) -> bool:
+        """Whether the last checkpoint is to be taken; counts it if so."""
+        if self.rolled_back >= self.guards.rollbacks:
+            return False
+        self.rolled_back += 1
+        return True
 
 
 def moved_on(state: TrainState, at: int) -> TrainState:

@@ -278,16 +278,21 @@ def _guard(
         trouble = f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped})"
     if trouble is None:
         return state
-    saved.settle()
-    to = saved.latest() or 0
-    if course.may_roll_back(to):
+    if course.may_roll_back():
         jax.tree.map(lambda a: a.delete(), state)  # there may be no room for both
-        state = guards.moved_on(start_state(run, saved)[0], at)
-        log.scalars(at, {guards.ROLLED_BACK: to})
-        log.say(f"step {at}: {trouble}; rolled back to step {to}, with other data and noise")
-        return state
+        state, _ = start_state(run, saved)
+        to = int(state.step)
+        log.scalars(at, {guards.ROLLED_BACK: float(to)})
+        log.say(
+            f"step {at}: {trouble}; rolled back to step {to} (roll-back {course.rolled_back} of "
+            f"{run.guards.rollbacks}), and data and noise go on from step {at}"
+        )
+        return guards.moved_on(state, at)
     if in_a_row < run.max_skipped:
-        raise guards.Diverged(f"step {at}: {trouble}; the last checkpoint is that of step {to}")
+        raise guards.Diverged(
+            f"step {at}: {trouble}; its state is not saved, and the same command goes on from the last checkpoint with "
+            "the same data: lower the learning rate, allow roll-backs by guards.rollbacks, or raise guards.spike"
+        )
     raise TrainingStopped(
         f"{trouble}; {_first_bad(run, state, batch)}. "
         "Parameters, optimizer and EMA are those of the last good step; lower the learning rate, clip gradients, or "
