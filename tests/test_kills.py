@@ -33,7 +33,7 @@ def loss(params, frozen, batch, rng, at):
     return value + jnp.mean(params["net"]["w"] * jax.random.normal(rng, (3,))), aside
 
 def slow(at, x):
-    time.sleep(0.005)  # else all of the time is spent with saving
+    time.sleep(0.02)  # else all of the time is spent with saving
     return x
 
 def start(folder):
@@ -57,23 +57,23 @@ def written():
     return path.read_text().count("\\n") if path.is_file() else 0
 
 assert os.waitpid(start("whole"), 0)[1] == 0
-half = killed = 0
-while killed < KILLS:
-    child, seen, began = start("killed"), set(), time.time()
-    # A quarter of them before the first step, the others some steps later.
-    lines = random.randint(2, 25) if random.random() < 0.75 else 0
-    while len(seen) < lines and time.time() < began + 60:
-        seen.add(written())
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.2 if lines else 3.0))
-    assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run ended before kill {killed + 1}"
+half, early = 0, 0
+for target in sorted(random.randint(1, 190) for _ in range(KILLS)):
+    reached, child = written(), start("killed")
+    if reached >= target:  # killed before it has come as far as the one before, most likely while it starts
+        early += 1
+        time.sleep(random.uniform(0, 3))
+    else:
+        while written() < target:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    killed += 1
     half += any((workdir / "killed/checkpoints").glob("*.orbax-checkpoint-tmp*"))
-at = written()
+last = written()
 assert os.waitpid(start("killed"), 0)[1] == 0
-print(json.dumps({"kills": killed, "half-written": half, "lines before the last start": at}))
+print(json.dumps({"half-written": half, "while starting": early, "last step": last}))
 """
 
 
@@ -82,9 +82,8 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     done = tiny.spawn("-c", RUNS, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    print(told, file=sys.stderr)
-    assert told["kills"] == 20
-    assert told["half-written"] > 0  # some of them in the middle of a save
+    print(told, file=sys.stderr)  # docs/reliability.md has it
+    assert told["half-written"] > 0  # some were killed in the middle of a save
     whole, killed = (losses(tmp_path / name) for name in ("whole", "killed"))
     assert [line["step"] for line in killed] == list(range(1, 201))
     assert killed == whole

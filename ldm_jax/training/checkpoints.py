@@ -6,6 +6,8 @@ save that fails (the disk is full) is told and stops nothing: older steps stay, 
 is in `reading`.
 """
 
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from ldm_jax.types import TrainState
 
 __all__ = ["Checkpoints", "Keep", "SaveFailed", "Unreadable", "load_ema"]
 
+UNFINISHED = "{}.orbax-checkpoint-tmp*"  # how orbax calls a step that is being written
 LEAST_SHARE = 2**20  # bytes of an array that a device writes, if several share it
 
 
@@ -109,7 +112,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Orbax calls this in its thread, in process 0, when all files of a step are written and it has no name yet."""
-        (folder,) = self.path.glob(f"{self._pending}.orbax-checkpoint-tmp*")
+        (folder,) = self.path.glob(UNFINISHED.format(self._pending))
         manifest.write(folder)
 
     def latest(self) -> int | None:
@@ -162,7 +165,17 @@ class Checkpoints:
 
     def _reopen(self) -> None:
         self._manager.close()
+        if jax.process_index() == 0:
+            self._remove_unfinished()
         self._manager = self._open()
+
+    def _remove_unfinished(self, patience: float = 5.0) -> None:
+        """What a failed save has left; tensorstore's threads may go on writing into it for a moment."""
+        until = time.monotonic() + patience
+        for folder in self.path.glob(UNFINISHED.format("*")):
+            while folder.exists() and time.monotonic() < until:
+                shutil.rmtree(folder, ignore_errors=True)
+                time.sleep(0.05)
 
     def _any_process(self, here: bool) -> bool:
         if jax.process_count() == 1:
