@@ -151,10 +151,11 @@ class Checkpoints:
         """Waits for the save that is under way, and notes how it ended."""
         try:
             self._manager.wait_until_finished()
+            if self._pending is not None:
+                manifest.sync_folder(self.path)
         except Exception as error:  # as above
             self._failed(error)
         if self._pending is not None:
-            manifest.sync_folder(self.path)
             self._durable.append(self._pending)
             self._pending = None
 
