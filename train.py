@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         run = build.run(CONFIG.value, WORKDIR.value)
     try:
         reached = loop.train(run, WORKDIR.value)
-    except (loop.TrainingStopped, checkpoints.Unreadable) as error:
+    except (loop.TrainingStopped, checkpoints.Unreadable, checkpoints.SaveFailed) as error:
         cli.fail(str(error))
     logging.info("%s is at step %d of %d", WORKDIR.value, reached, run.steps)
 

@@ -1,6 +1,7 @@
 """The loop with a model of one layer: NaN, errors, what it tells and writes; and its checkpoints."""
 
 import contextlib
+import errno
 import os
 import signal
 
@@ -12,7 +13,16 @@ from flax import linen as nn
 
 from ldm_jax import build
 from ldm_jax.models.autoencoder import Gaussian
-from ldm_jax.training import checkpoints, evaluation, logs, loop, optimizer, sharding, step
+from ldm_jax.training import (
+    checkpoints,
+    evaluation,
+    logs,
+    loop,
+    manifest,
+    optimizer,
+    sharding,
+    step,
+)
 from tests import tiny
 from tests.tiny import assert_equal, losses, metrics, quick_compiles  # noqa: F401 (a fixture)
 
@@ -162,6 +172,26 @@ def test_too_many_bad_batches_stop_the_run(tmp_path, monkeypatch, capsys):
     argv = tiny.arguments("autoencoder", tmp_path)
     assert tiny.call("train", *argv) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_last_state_that_cannot_be_saved_ends_the_command_with_an_error(
+    tmp_path, monkeypatch, capsys
+):
+    def full(folder, write=manifest.write):
+        if folder.name.startswith("8."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(folder)
+
+    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(build, "run", lambda config, workdir: linear_run())
+    assert tiny.call("train", *tiny.arguments("autoencoder", tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert "saved step 4" in told
+    assert "saved step 8" not in told
+    assert (
+        "error: step 8 could not be saved (No space left on device); the last step that is saved is 4"
+        in told
+    )
 
 
 def test_the_leaf_whose_gradient_is_bad_is_named(tmp_path):

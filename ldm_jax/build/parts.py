@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax.build.sections import checked, make, plain, section
-from ldm_jax.build.workdir import LOG
+from ldm_jax.build.workdir import GUARDS, LOG, RETENTION
 from ldm_jax.data import pipeline as input_pipeline
-from ldm_jax.training import compiled, loop, sharding
+from ldm_jax.training import checkpoints, compiled, guards, loop, sharding
 from ldm_jax.types import Loss, Params
 
 PIPELINE = dict(
@@ -81,15 +81,22 @@ def kept_step(
 ) -> compiled.Kept | None:
     """Starts to load the run's compiled step, if an earlier start kept one.
 
-    It follows from the config without its log, the classes of the data `of`, `more` and the contents of `files`.
+    It follows from the config without its log and guards, the classes of the data `of`, `more` and the contents of
+    `files`.
     """
-    said = {k: v for k, v in plain(config).items() if k != "log"}
+    said = {k: v for k, v in plain(config).items() if k not in ("log", "guards")}
     devices = list(mesh.devices.flat)
     return compiled.begin(compiled.digest((said, of.classes, more), files, devices), devices)
 
 
-def log_options(config: ConfigDict) -> dict[str, int]:
-    return LOG | plain(config.log)
+def log_options(config: ConfigDict) -> dict[str, Any]:
+    return LOG | RETENTION | plain(config.log)
+
+
+def guards_of(config: ConfigDict) -> guards.Guards:
+    log = log_options(config)
+    given = GUARDS | plain(config.get("guards", {}))
+    return guards.Guards(**given, metric=log["metric"], lowest=log["goal"] == "min")
 
 
 def run(
@@ -121,7 +128,7 @@ def run(
     if not 0.0 <= ema < 1.0:
         raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
     optimizer = make("training", f"optimizer.{options.pop('name')}", steps=config.steps, **options)
-    log = log_options(config)
+    log, watched = log_options(config), guards_of(config)
     batch = data(config)["batch"]
     sharding.check_batch(batch, mesh, accumulate)
     rules = plain(config.sharding)
@@ -157,8 +164,9 @@ def run(
         log_every=log["every"],
         eval_every=log["evaluate"],
         save_every=log["save"],
-        keep=log["keep"],
+        keep=checkpoints.Keep(log["keep"], log["keep_every"], log["keep_best"], watched.lowest),
         max_skipped=log["max_skipped"],
         load=load,
         kept=kept,
+        guards=watched,
     )

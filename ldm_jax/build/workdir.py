@@ -11,19 +11,23 @@ from ml_collections import ConfigDict
 from ldm_jax.build.sections import checked, did_you_mean, plain, section
 
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
+COMMON |= {"guards"}
 KINDS = {
     "autoencoder": COMMON | {"discriminator", "perceptual"},
     "diffusion": COMMON
     | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
 }
-OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init"}
+OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init", "guards"}
 PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
+# Which checkpoints stay beside the last ones, and which of an evaluation's metrics says what is best.
+RETENTION = dict(keep_every=0, keep_best=0, metric="", goal="min")
+GUARDS = dict(rollbacks=0, spike=0.0, hang=0.0, patience=0)  # 0: off
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
 ELSEWHERE = ("init.path", "init.config", "init.tokenizers")
-MAY_CHANGE = ("steps", "log", "mesh", "sharding", *ELSEWHERE)
+MAY_CHANGE = ("steps", "log", "guards", "mesh", "sharding", *ELSEWHERE)
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -141,11 +145,24 @@ def check_config(config: ConfigDict) -> str:
     if missing:
         raise ValueError(f"the config lacks the sections {missing}")
     checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)
-    checked("log", given["log"], dict.fromkeys(LOG, int))
-    positive = {k: given[k] for k in ("steps",)} | {f"log.{k}": v for k, v in given["log"].items()}
+    log = checked("log", given["log"], {k: type(v) for k, v in (LOG | RETENTION).items()})
+    guards = checked("guards", given.get("guards", {}), {k: type(v) for k, v in GUARDS.items()})
+    positive = {"steps": given["steps"]} | {f"log.{k}": log[k] for k in LOG if k in log}
     for key, value in positive.items():
         if value < 1:
             raise ValueError(f"{key} = {value} must be at least 1")
+    counts = {f"log.{k}": log[k] for k in ("keep_every", "keep_best") if k in log}
+    counts |= {f"guards.{k}": v for k, v in guards.items()}
+    for key, value in counts.items():
+        if value < 0:
+            raise ValueError(f"{key} = {value} must not be negative; 0 turns it off")
+    by_metric = [k for k in ("log.keep_best", "guards.patience") if counts.get(k)]
+    if by_metric and not log.get("metric"):
+        raise ValueError(
+            f"{by_metric[0]} needs log.metric, the name of a metric of the evaluation such as 'validation/loss'"
+        )
+    if log.get("goal", "min") not in ("min", "max"):
+        raise ValueError(f"log.goal = {log['goal']!r} is unknown; choose 'min' or 'max'")
     if given["seed"] < 0:
         raise ValueError(f"seed = {given['seed']} must not be negative")
     return kind

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from ldm_jax import media
 
+FILE = "metrics.jsonl"
+
 
 def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
     """Plain floats for JSON, which knows no NaN and no infinity: those become null."""
@@ -26,7 +28,7 @@ class Logs:
 
     def __init__(self, workdir: str | Path, start: int, total: int, unit: str = "step"):
         self.workdir = Path(workdir)
-        self.path = self.workdir / "metrics.jsonl"
+        self.path = self.workdir / FILE
         self._drop_after(start)
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start or None)

@@ -19,9 +19,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoints, compiled, logs, sharding, step
+from ldm_jax.training import checkpoints, compiled, guards, logs, sharding, step
+from ldm_jax.training.guards import Guards, TrainingStopped
 from ldm_jax.types import Loss, Params, TrainState
 
+NOT_TO_SAVE = (jax.errors.JaxRuntimeError, guards.Diverged, checkpoints.Unreadable)
 AHEAD = 2  # steps handed to the device before the oldest of them is waited for: each holds a batch
 
 
@@ -48,15 +50,12 @@ class Run(NamedTuple):
     log_every: int
     eval_every: int
     save_every: int
-    keep: int
+    keep: int | checkpoints.Keep
     max_skipped: int
     # Parameters to start from, born with these layouts; `init` then says their shapes alone.
     load: Callable[[Any], Params] | None = None
     kept: compiled.Kept | None = None  # the compiled step of an earlier start
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; what it has is saved."""
+    guards: Guards = Guards()
 
 
 class Interrupt:
@@ -141,7 +140,7 @@ def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, A
     key = jax.random.key(run.seed)
     shapes = jax.eval_shape(fresh, key)
     layouts = sharding.state_layouts(run.mesh, run.rules, shapes)
-    if saved.latest() is not None:
+    if saved.begun():
         return saved.restore(shapes, layouts), layouts
     if run.load is not None:
         begin = jax.jit(
@@ -166,16 +165,20 @@ def train(run: Run, workdir: str | Path) -> int:
 
     Raises:
       TrainingStopped: `run.max_skipped` steps in a row were not finite, or the data cannot be read.
-      checkpoints.Unreadable: there is a checkpoint, and it cannot be restored.
+      checkpoints.Unreadable: there are checkpoints, and none can be restored.
+      checkpoints.SaveFailed: the last state could not be saved.
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt().watch())
-        saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir, run.keep)))
+        scores: dict[int, float] = {}
+        saved = checkpoints.Checkpoints(workdir, run.keep, scores)
+        stack.enter_context(contextlib.closing(saved))
         state, layouts = start_state(run, saved)
         at = int(state.step)
+        course = guards.Course(run.guards, Path(workdir) / logs.FILE, at, scores)
         log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
-        _greet(run, state, log)
+        _greet(run, state, log, course)
         replicated = sharding.replicated(run.mesh)
         make_step = functools.partial(
             compiled.finish,
@@ -187,8 +190,11 @@ def train(run: Run, workdir: str | Path) -> int:
         key = jax.device_put(jax.random.key(run.seed + 1), replicated)
         window, first, stepping = Window(), at + 1, False
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
+        watchdog = stack.enter_context(guards.Watchdog(run.guards.hang).on_duty())
         try:
-            while at < run.steps and interrupt.name is None:
+            while at < run.steps and interrupt.name is None and not course.over():
+                if at >= first:  # the first step compiles
+                    watchdog.watch()
                 batch = sharding.place(run.mesh, window.next_of(batches))
                 stepping = True
                 train_step = train_step or make_step((state, run.frozen, batch, key))
@@ -201,21 +207,28 @@ def train(run: Run, workdir: str | Path) -> int:
                     window.restart_clock()
                     log.say(f"first step after {time.perf_counter() - began:.1f} s")
                 if at % run.log_every == 0 or at == run.steps:
-                    log.scalars(at, window.close())
-                    _check_skipped(run, state, batch, log)
+                    values = window.close()
+                    log.scalars(at, values)
+                    watchdog.rest()
+                    state = _guard(run, state, batch, values["loss"], saved, course, log)
                 if at % run.eval_every == 0 or at == run.steps:
-                    _evaluate(run, state, at, log)
+                    watchdog.rest()
+                    course.score(at, _evaluate(run, state, at, log))
                     window.restart_clock()
                 if at % run.save_every == 0:
                     saved.save(state)
                 _tell_saved(saved, log)
         except Exception as error:
-            if not stepping and not isinstance(error, jax.errors.JaxRuntimeError):
+            watchdog.rest()
+            if not stepping and not isinstance(error, NOT_TO_SAVE):
                 _rescue(saved, state, log)
             raise
+        watchdog.rest()
         saved.save(state)
         durable = saved.wait()
         _tell_saved(saved, log)
+        if course.over():
+            log.say(f"stopped early at step {at}: {course.over()}")
         if interrupt.name is not None:
             log.say(
                 f"{interrupt.name}: step {durable} is saved; the same command goes on from there"
@@ -223,10 +236,10 @@ def train(run: Run, workdir: str | Path) -> int:
     return at
 
 
-def _greet(run: Run, state: TrainState, log: logs.Logs) -> None:
+def _greet(run: Run, state: TrainState, log: logs.Logs, course: guards.Course) -> None:
     at = int(state.step)
     if at:
-        rest = "" if at < run.steps else "; nothing is left to do"
+        rest = "" if at < run.steps and not course.over() else "; nothing is left to do"
         log.say(f"resumed at step {at} of {run.steps}{rest}")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = run.mesh.devices
@@ -235,25 +248,53 @@ def _greet(run: Run, state: TrainState, log: logs.Logs) -> None:
     log.say(f"{count:,} parameters on {kind}{f': {shape}' if shape else ''}")
 
 
-def _evaluate(run: Run, state: TrainState, at: int, log: logs.Logs) -> None:
+def _evaluate(run: Run, state: TrainState, at: int, log: logs.Logs) -> dict[str, float]:
     evaluation = run.evaluate(state.ema, run.frozen)
     log.scalars(at, evaluation.scalars)
     for name, image in evaluation.images.items():
         log.image(at, name, image)
     log.say(f"step {at}: " + ", ".join(f"{k} {v:.4g}" for k, v in evaluation.scalars.items()))
+    return evaluation.scalars
 
 
-def _check_skipped(run: Run, state: TrainState, batch: Any, log: logs.Logs) -> None:
-    """Tells of steps that were skipped at the end of a window, and stops the run after too many."""
-    in_a_row = int(state.skipped)
+def _guard(
+    run: Run,
+    state: TrainState,
+    batch: Any,
+    loss: float,
+    saved: checkpoints.Checkpoints,
+    course: guards.Course,
+    log: logs.Logs,
+) -> TrainState:
+    """The state to go on with at the end of a window: this one, or after too much trouble the last checkpoint's.
+
+    Raises:
+      TrainingStopped: the run may not be rolled back (any more).
+    """
+    at, in_a_row, trouble = int(state.step), int(state.skipped), course.spike(loss)
     if in_a_row:
+        log.say(f"step {at}: {in_a_row} step(s) in a row were not finite and were skipped")
+    if in_a_row >= run.max_skipped:
+        trouble = f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped})"
+    if trouble is None:
+        return state
+    if course.may_roll_back():
+        jax.tree.map(lambda a: a.delete(), state)  # there may be no room for both
+        state, _ = start_state(run, saved)
+        to = int(state.step)
+        log.scalars(at, {guards.ROLLED_BACK: float(to)})
         log.say(
-            f"step {int(state.step)}: {in_a_row} step(s) in a row were not finite and were skipped"
+            f"step {at}: {trouble}; rolled back to step {to} (roll-back {course.rolled_back} of "
+            f"{run.guards.rollbacks}), and data and noise go on from step {at}"
         )
+        return guards.moved_on(state, at)
     if in_a_row < run.max_skipped:
-        return
+        raise guards.Diverged(
+            f"step {at}: {trouble}; its state is not saved, and the same command goes on from the last checkpoint with "
+            "the same data: lower the learning rate, allow roll-backs by guards.rollbacks, or raise guards.spike"
+        )
     raise TrainingStopped(
-        f"{in_a_row} steps in a row were not finite (allowed: {run.max_skipped}); {_first_bad(run, state, batch)}. "
+        f"{trouble}; {_first_bad(run, state, batch)}. "
         "Parameters, optimizer and EMA are those of the last good step; lower the learning rate, clip gradients, or "
         "look at the data"
     )
@@ -279,6 +320,8 @@ def _first_bad(run: Run, state: TrainState, batch: Any) -> str:
 def _tell_saved(saved: checkpoints.Checkpoints, log: logs.Logs) -> None:
     for durable in saved.news():
         log.say(f"saved step {durable}")
+    for trouble in saved.trouble():
+        log.say(f"{trouble}; training goes on, older steps stay, and the next save is tried")
 
 
 def _rescue(saved: checkpoints.Checkpoints, state: TrainState, log: logs.Logs) -> None:
