@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, workdir
+from ldm_jax.build import autoencoder, cached, diffusion, parts, workdir
 from ldm_jax.build.sections import checked, did_you_mean
 from ldm_jax.diffusion import process
 from ldm_jax.pipeline import Pipeline
@@ -160,12 +160,14 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     of = opened(config)
     trains, keeps = split(config, of)
-    source = parts.source(config)
+    source = parts.training(config)
     workdir.compare(config, source, directory)
     diffusion.latent_shape(config, of.model.codec)  # raises where the pictures' size does not fit
     reading = dict(fields=of.model.fields, texts=of.texts)
     batches = parts.batches(config, source, **reading)
     stored = start.tensors(of, keeps)
+    of_codec = {start.CODEC: stored[start.CODEC]}
+    trained_on = cached.model(of.model, source, lambda: start.fingerprint(of, of_codec))
     weights = start.tensors(of, trains)
     digest = start.fingerprint(of, stored)
     check_origin(directory, config, digest)
@@ -183,7 +185,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     fixed = parts.validation(config, **reading)
     made = diffusion.learning(
         config,
-        of.model,
+        trained_on,
         mesh=mesh,
         fixed=parts.first_batches(config, fixed),
         captions=fixed.captions(0) if of.texts else None,

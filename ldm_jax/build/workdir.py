@@ -1,6 +1,7 @@
 """The config of a run: checked by section, written into the work directory, compared when a run is resumed."""
 
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ RETRAINED = {"path", "target"}  # ... and what it says unless these sections say
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
-ELSEWHERE = ("init.path", "init.config", "init.tokenizers")
+ELSEWHERE = ("init.path", "init.config", "init.tokenizers", "data.cached")
 MAY_CHANGE = ("steps", "log", "mesh", "sharding", *ELSEWHERE)
 
 
@@ -141,8 +142,12 @@ def check_config(config: ConfigDict) -> str:
     if missing:
         raise ValueError(f"the config lacks the sections {missing}")
     checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)
-    checked("log", given["log"], dict.fromkeys(LOG, int))
-    positive = {k: given[k] for k in ("steps",)} | {f"log.{k}": v for k, v in given["log"].items()}
+    log = checked("log", given["log"], dict.fromkeys(LOG, int) | {"wandb": str})
+    if log.pop("wandb", "") and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "log.wandb needs the package wandb: pip install 'ldm_jax[wandb]', or leave it out"
+        )
+    positive = {k: given[k] for k in ("steps",)} | {f"log.{k}": v for k, v in log.items()}
     for key, value in positive.items():
         if value < 1:
             raise ValueError(f"{key} = {value} must be at least 1")

@@ -7,7 +7,7 @@ Models: "sd15", "sdxl" and "ldm4" (the latent diffusion model of ImageNet's clas
 and "small", reduced Stable Diffusion 1.5 (16x16 latents, widths 64/128/256; 32x32, 128/256/512/512); or the folder of
 a model. Weights are random where none are given: time does not depend on them. Every program is compiled ahead, runs
 once to warm up, and is waited for; inputs are on the device. Rates are by our own count of operations
-(`measure.flops`), and a share is that of the rate of a large matrix product, measured on the same device in the same
+(`ldm_jax.flops`), and a share is that of the rate of a large matrix product, measured on the same device in the same
 type.
 
 With --against diffusers the same networks, weights and steps run in torch, in turn with ours, after their results have
@@ -26,7 +26,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from ldm_jax.measure import flops, models, plot, programs, rival, timing
+from ldm_jax import flops
+from ldm_jax.measure import models, plot, programs, rival, timing
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string("model", "tiny", "a name or a folder", flag_values=FLAGS)

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoints, compiled, logs, sharding, step
+from ldm_jax.training import checkpoints, compiled, goodput, logs, profile, sharding, speed, step
 from ldm_jax.types import Loss, Params, TrainState
 
 AHEAD = 2  # steps handed to the device before the oldest of them is waited for: each holds a batch
@@ -53,6 +53,9 @@ class Run(NamedTuple):
     # Parameters to start from, born with these layouts; `init` then says their shapes alone.
     load: Callable[[Any], Params] | None = None
     kept: compiled.Kept | None = None  # the compiled step of an earlier start
+    batch: int = 1  # samples of a step
+    operations: Callable[[], int] | None = None  # counts those of a step
+    wandb: str = ""  # a project of Weights & Biases
 
 
 class TrainingStopped(RuntimeError):
@@ -161,21 +164,30 @@ def first_bad_leaf(arrays: Params) -> str | None:
     return None
 
 
-def train(run: Run, workdir: str | Path) -> int:
+def train(
+    run: Run, workdir: str | Path, began: float | None = None, traced: range = range(0)
+) -> int:
     """Trains to `run.steps` and returns the step that was reached (less, if a signal came).
+
+    `began` is when the process did, by `time.perf_counter`; the steps in `traced` are traced into `workdir/profile`.
 
     Raises:
       TrainingStopped: `run.max_skipped` steps in a row were not finite, or the data cannot be read.
       checkpoints.Unreadable: there is a checkpoint, and it cannot be restored.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt().watch())
         saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir, run.keep)))
         state, layouts = start_state(run, saved)
         at = int(state.step)
-        log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
+        log = logs.Logs(workdir, at, run.steps, project=run.wandb)
+        stack.enter_context(contextlib.closing(log))
         _greet(run, state, log)
+        clock = goodput.Clock(workdir, at, began)
+        rate = speed.Speed(run.batch, run.mesh, run.operations)
+        tracing = profile.Profile(Path(workdir) / "profile", traced)
+        stack.enter_context(contextlib.closing(tracing))
         replicated = sharding.replicated(run.mesh)
         make_step = functools.partial(
             compiled.finish,
@@ -189,33 +201,51 @@ def train(run: Run, workdir: str | Path) -> int:
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
         try:
             while at < run.steps and interrupt.name is None:
-                batch = sharding.place(run.mesh, window.next_of(batches))
+                with clock.of("data"):
+                    rows = window.next_of(batches)
+                batch = sharding.place(run.mesh, rows)
                 stepping = True
-                train_step = train_step or make_step((state, run.frozen, batch, key))
-                state, metrics = train_step(state, run.frozen, batch, key)
-                window.add(metrics)
+                if train_step is None:
+                    clock.turn("compile")
+                    train_step = make_step((state, run.frozen, batch, key))
+                with tracing.step(at + 1):
+                    state, metrics = train_step(state, run.frozen, batch, key)
+                    window.add(metrics)
                 stepping = False
                 at += 1
                 log.advance()
+                if tracing.after(at, metrics):
+                    log.say(f"traced the steps up to {at}: {tracing.folder}")
                 if at == first:
                     window.restart_clock()
+                    clock.turn("train")
+                    rate.begin()
                     log.say(f"first step after {time.perf_counter() - began:.1f} s")
                 if at % run.log_every == 0 or at == run.steps:
-                    log.scalars(at, window.close())
+                    values = window.close()
+                    values |= rate.of(values.get("steps_per_second")) | clock.shares()
+                    log.scalars(at, values)
+                    clock.write(at)
                     _check_skipped(run, state, batch, log)
                 if at % run.eval_every == 0 or at == run.steps:
-                    _evaluate(run, state, at, log)
+                    with clock.of("evaluate"):
+                        _evaluate(run, state, at, log)
                     window.restart_clock()
                 if at % run.save_every == 0:
-                    saved.save(state)
+                    with clock.of("save"):
+                        saved.save(state)
+                    clock.write(at)
                 _tell_saved(saved, log)
         except Exception as error:
             if not stepping and not isinstance(error, jax.errors.JaxRuntimeError):
                 _rescue(saved, state, log)
             raise
-        saved.save(state)
-        durable = saved.wait()
+        with clock.of("save"):
+            saved.save(state)
+            durable = saved.wait()
         _tell_saved(saved, log)
+        clock.write(at)
+        log.say(clock.told())
         if interrupt.name is not None:
             log.say(
                 f"{interrupt.name}: step {durable} is saved; the same command goes on from there"
