@@ -122,8 +122,9 @@ def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict
         some, moments = running.popleft()
         moments = np.asarray(moments)[: len(some) * job.plan.flips]
         moments = moments.reshape(len(some), job.plan.flips, *moments.shape[1:])
+        texts = iter(texts_of(job, some))
         for row, of_row in zip(some, moments, strict=True):
-            fields = {k: v for k, v in row.items() if k != "x"}
+            fields = {k: v for k, v in row.items() if k != "x"} | next(texts)
             yield fields | {latents.MOMENTS: of_row.astype(job.plan.dtype)}
         bar.update(len(some))
 
@@ -136,6 +137,21 @@ def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict
             yield from finish()
     while running:
         yield from finish()
+
+
+def texts_of(job: Any, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """For each row, what the text encoders make of its captions: one or more."""
+    from ldm_jax.data import examples
+
+    if job.encode_texts is None:
+        yield from ({} for _ in rows)
+        return
+    captions = [examples.captions_of(row) for row in rows]
+    made = job.encode_texts(list(itertools.chain.from_iterable(captions)))
+    first = 0
+    for some in captions:
+        yield {k: v[first : first + len(some)].astype(job.plan.dtype) for k, v in made.items()}
+        first += len(some)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The cache of latents: what is written, by how many processes and how often, and that training cannot tell."""
 
 import functools
+import importlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ldm_jax import build, cache, codec
 from ldm_jax.build import diffusion, encoding, parts
 from ldm_jax.data import latents, pipeline
 from ldm_jax.training import sharding
-from tests import tiny
+from tests import model_folders, tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
 
@@ -70,7 +71,8 @@ def test_training_from_the_cache_is_training_from_pictures(tmp_path):
 
     given = tiny.arguments("text", pictures, "--config.steps=7")
     call("train", *given)
-    given[given.index("--workdir") :][:2] = ["--out", out]
+    given[given.index("--workdir")] = "--out"
+    given[given.index(pictures)] = out
     call("ldm_jax/cache", *given, "--shard=20", "--batch=16")
     call(
         "train", *tiny.arguments("text", cached, "--config.steps=7", f"--config.data.cached={out}")
@@ -160,16 +162,6 @@ def write_shard_killed(monkeypatch, at):
     return killed
 
 
-def test_half_the_digits_take_half_the_room(tmp_path):
-    write(flipped(), tmp_path, "validation", dtype="float16")
-    halves, whole = (latents.cached(p, "validation") for p in (tmp_path, shared_cache()))
-    assert halves[0]["moments"].dtype == np.float16
-    np.testing.assert_allclose(halves[0]["moments"], whole[0]["moments"], rtol=1e-3, atol=1e-3)
-    example = latents.shown(halves[0], (), np.random.default_rng(0), flip=False)
-    assert example["x"].dtype == np.float32
-    assert halves.fingerprint != whole.fingerprint
-
-
 def test_a_picture_that_cannot_be_read_is_the_next_one(tmp_path):
     folder = tiny.pictures(tmp_path / "pictures", n=24)
     (folder / "003.png").write_bytes(b"no picture")
@@ -214,6 +206,9 @@ def test_other_caches_and_configs_are_refused(tmp_path):
     pixels.codec = dict(name="identity")
     with pytest.raises(ValueError, match="encodes nothing"):
         encoding.job(pixels, tmp_path / "pixels", "train", 20, "float32", 16)
+    write(unmirrored, tmp_path / "unmirrored")
+    with pytest.raises(ValueError, match="has no mirror images"):
+        parts.training(flipped(cached=str(tmp_path / "unmirrored")))
     first = tiny.config_of("autoencoder")
     first.data.cached = "somewhere"
     with pytest.raises(ValueError, match="an autoencoder is trained on pictures"):
@@ -230,16 +225,63 @@ def test_a_cache_of_another_autoencoder_is_refused(tmp_path):
         build.run(config, tmp_path / "run")
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    write(flipped(), tmp_path)
-    shard = tmp_path / "train-00001-of-00003.array_record"
-    whole, words = shard.read_bytes(), "train-00001-of-00003.array_record is damaged .*; remove it"
-    for at in (100, 3000, 65536):
-        latents._open.cache_clear()
-        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(ValueError, match=words):
-            list(map(latents.cached(tmp_path, "train").__getitem__, range(47)))
-    latents._open.cache_clear()
-    shard.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=words):
-        latents.cached(tmp_path, "train")
+def fine_tuning(kind, **data):
+    config = importlib.import_module(f"configs.{kind}_finetune").get_config()
+    config = model_folders.smaller(config, kind)
+    config.data.update(dict(crop="center", flip=True, cached="") | data)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_fine_tuning_from_the_cache_reads_what_the_text_encoders_made(kind, tmp_path):
+    """First losses and gradients; every caption dropped in turn, and of XL the sizes of mirrored pictures."""
+    for split in parts.SPLITS:
+        write(fine_tuning(kind), tmp_path / "cache", split)
+    runs = []
+    for data in (dict(), dict(cached=str(tmp_path / "cache"))):
+        config = fine_tuning(kind, **data)
+        config.objective.drop = 0.5
+        run = build.run(config, tmp_path / ("cached" if data else "pictures"))
+        shapes = jax.eval_shape(run.init, jax.random.key(0))
+        params = run.load(sharding.layouts(run.mesh, run.rules, shapes))
+        grad = jax.jit(jax.value_and_grad(run.loss, has_aux=True))
+        steps = [
+            sharding.place(run.mesh, b) for b, _ in zip(run.batches(0), range(2), strict=False)
+        ]
+        runs.append(
+            [grad(params, run.frozen, b, jax.random.key(i), i) for i, b in enumerate(steps)]
+        )
+    assert {"tokens_states", "tokens_pooled"} <= set(steps[0])
+    for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_captions_encoded_by_others_are_refused(tmp_path):
+    for split in parts.SPLITS:
+        write(fine_tuning("sd15"), tmp_path / "cache", split)
+    config = fine_tuning("sd15", cached=str(tmp_path / "cache"))
+    plan = json.loads((tmp_path / "cache/train.json").read_text())
+    (tmp_path / "cache/train.json").write_text(json.dumps(plan | {"text": "0" * 64}))
+    with pytest.raises(ValueError, match="encoded by other text encoders"):
+        build.run(config, tmp_path / "run")
+    config.init.train_text_encoder = True  # then captions are read
+    assert "tokens_states" not in next(build.run(config, tmp_path / "run").batches(0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--process_id=2", "--num_processes=2"], "is none of 2 processes, which count from 0"),
+        (["--config.data.crop=random"], "say --config.data.crop=center"),
+        (["--config.codec.run=nowhere"], "nowhere holds no run"),
+        (["stray"], "unknown arguments ['stray']"),
+    ],
+)
+def test_commands_that_write_no_cache(argv, words, tmp_path, capsys):
+    given = tiny.arguments("text", "unused")
+    given = [v for i, v in enumerate(given) if "--workdir" not in given[max(i - 1, 0) : i + 1]]
+    assert tiny.call("ldm_jax/cache", *given, "--out", tmp_path / "cache", *argv) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()

@@ -1,5 +1,6 @@
 """From the config of a diffusion model to what `python -m ldm_jax.cache` does: which records are encoded, and how."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from ldm_jax import codec
+from ldm_jax import codec, conditioners
 from ldm_jax.build import cached, diffusion, parts, pretrained, workdir
 from ldm_jax.build.sections import plain
 from ldm_jax.data import examples, latents
@@ -30,12 +31,16 @@ class Job(NamedTuple):
     plan: latents.Plan
     source: Any
     encode: Callable[[Float[np.ndarray, "b h w 3"]], Float[jax.Array, "b x y k"]]
-    rows: int  # pictures and mirror images that are encoded at once
+    encode_texts: (
+        Callable[[list[str]], dict[str, np.ndarray]] | None
+    )  # where text encoders are not trained
+    rows: int  # pictures and mirror images, or captions, that are encoded at once
     workers: int  # processes that read
     max_bad_rate: float
 
     def views(self, numbers: Sequence[int]) -> latents.Views:
-        fields = tuple(name for name in self.plan.fields if name != latents.CAPTION)
+        made = (latents.CAPTION, *latents.BY_CAPTION)
+        fields = tuple(name for name in self.plan.fields if not name.endswith(made))
         return latents.Views(self.source, numbers, self.plan.size, self.plan.flips, fields)
 
 
@@ -44,6 +49,9 @@ class _Encoder(NamedTuple):
     arrays: Params
     about: dict[str, Any]  # where it comes from
     fields: tuple[str, ...]  # what the model reads beside captions
+    texts: Callable[[int], Callable] | None = None  # see `Job.encode_texts`, for so many at once
+    of_texts: tuple[str, ...] = ()  # the fields that they make
+    text: str = ""  # sha256 of the text encoders
 
 
 def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str, rows: int) -> Job:
@@ -73,6 +81,11 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         )
     x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     shape = jax.eval_shape(found.coder.moments, found.arrays, x).shape[1:]
+    captions = [latents.CAPTION] if latents.CAPTION in source.fields else []
+    if found.texts and not captions:
+        raise ValueError(
+            f"{source.name} has no captions, which the model reads; its fields are {source.fields}"
+        )
     plan = latents.Plan(
         name=source.name,
         source=source.fingerprint,
@@ -84,8 +97,9 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         moments=shape,
         posterior=shape[-1] == 2 * found.coder.shape((*size, 3))[-1],
         dtype=dtype,
-        fields=(*fields, *([latents.CAPTION] if latents.CAPTION in source.fields else [])),
+        fields=(*fields, *captions, *found.of_texts),
         codec=found.about,
+        text=found.text,
     )
     _compare(plan, out, split)
     layout, compiled = sharding.batch_layout(mesh), jax.jit(found.coder.moments)
@@ -94,6 +108,7 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         plan=plan,
         source=source.only(("image", *plan.fields)),
         encode=lambda x: compiled(found.arrays, jax.device_put(x, layout)),
+        encode_texts=found.texts and found.texts(sharding.round_up(rows, mesh)),
         rows=sharding.round_up(rows, mesh),
         workers=options.get("workers", 0),
         max_bad_rate=options.get("max_bad_rate", input_pipeline.MAX_BAD_RATE),
@@ -128,7 +143,39 @@ def _pretrained(config: ConfigDict, mesh: Mesh) -> _Encoder:
     arrays = start.codec(of, stored, whole)
     about = {"from": config.init.path, "step": None, "sha256": start.fingerprint(of, stored)}
     fields = tuple(f for f in of.model.fields if f not in of.texts)
-    return _Encoder(of.model.codec, arrays, about, fields)
+    found = _Encoder(of.model.codec, arrays, about, fields)
+    names = pretrained.text_encoders(config, of)
+    if not names:
+        return found
+    held = start.tensors(of, names)
+    layouts = jax.tree.map(lambda _: sharding.replicated(mesh), start.shapes(of)["conditioner"])
+    params = start.conditioner(of, held, layouts)
+    states = [name for field in of.texts for name in conditioners.state_names(field)]
+    text = start.fingerprint(of, held)
+    texts = functools.partial(_texts, of, params, mesh)
+    return found._replace(texts=texts, of_texts=tuple(states), text=text)
+
+
+def _texts(of: start.Start, params: Params, mesh: Mesh, rows: int) -> Callable[..., Any]:
+    """A function from captions to what the text encoders make of them, `rows` at once."""
+    layout = sharding.batch_layout(mesh)
+    read = {"sizes": np.zeros((rows, 6), np.float32)} if "sizes" in of.model.fields else {}
+
+    @jax.jit
+    def encode(params, batch):
+        return of.model.conditioner.apply({"params": params}, batch, method="encoded")
+
+    def of_captions(captions):
+        found = []
+        for first in range(0, len(captions), rows):
+            some = captions[first : first + rows]
+            filled = some + [""] * (rows - len(some))
+            batch = {field: make(filled) for field, make in of.texts.items()} | read
+            made = encode(params, jax.device_put(batch, layout))
+            found.append({k: np.asarray(v[: len(some)], np.float32) for k, v in made.items()})
+        return {k: np.concatenate([one[k] for one in found]) for k in found[0]}
+
+    return of_captions
 
 
 def _compare(plan: latents.Plan, out: str | Path, split: str) -> None:

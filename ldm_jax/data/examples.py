@@ -51,5 +51,15 @@ def one_caption(record: dict[str, Any], rng: np.random.Generator) -> dict[str, s
     """`caption`: the record's, or one of several at random; nothing where there is none."""
     if "caption" not in record:
         return {}
+    captions = captions_of(record)
+    return {"caption": captions[choice(captions, rng)]}
+
+
+def captions_of(record: dict[str, Any]) -> list[str]:
     caption = record["caption"]
-    return {"caption": caption if isinstance(caption, str) else caption[rng.integers(len(caption))]}
+    return [caption] if isinstance(caption, str) else list(caption)
+
+
+def choice(captions: Sequence[str], rng: np.random.Generator) -> int:
+    """The number of one of them; nothing is drawn where there is one."""
+    return int(rng.integers(len(captions))) if len(captions) > 1 else 0

@@ -9,11 +9,13 @@ A cache is a folder. Of each of its splits, "train" and "validation", it holds a
 A record has the number of its picture in the source, so that order, shuffling, and sharding by process are those of
 the one pipeline. It is a safetensors file of its own: `moments` [f h w k], the mean and the log-variance of the
 posterior side by side, of the picture and, with f = 2, of its mirror image; and the other fields as the picture's
-record has them. An autoencoder without a posterior leaves its latents there instead.
+record has them. An autoencoder without a posterior leaves its latents there instead. Text encoders that are not trained
+have left what they make of each caption, `tokens_states` [m n d] and `tokens_pooled` [m d].
 
 A shard gets its name when it is whole. What was interrupted goes on with the shards that are not there.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -33,6 +35,7 @@ from ldm_jax.data import examples, pipeline, transforms
 
 MOMENTS, CAPTION = "moments", "caption"
 BY_SIDE = (MOMENTS, examples.SIZES, "segmentation")  # of the picture, and of its mirror image
+BY_CAPTION = ("_states", "_pooled")  # names of what a text encoder made of each of the captions
 WRITER = "group_size:1,uncompressed"  # random access; noise does not compress
 
 
@@ -52,6 +55,7 @@ class Plan:
     dtype: str  # of floats, as they are stored
     fields: tuple[str, ...]  # what else a record holds
     codec: dict[str, Any]  # where the autoencoder came from, and its sha256
+    text: str = ""  # sha256 of the text encoders by which captions are encoded, too
 
     @property
     def fingerprint(self) -> str:
@@ -99,7 +103,11 @@ def numbers_of(plan: Plan, shard: int) -> range:
 
 
 def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes all records of a shard; until the last one is written, the file has another name."""
+    """Writes all records of a shard; until the last one is written, the file has another name.
+
+    Raises:
+      OSError: the disk is full, say.
+    """
     temporary = path.with_suffix(".part")
     writer, captions = array_record_module.ArrayRecordWriter(str(temporary), WRITER), []
     for row in rows:
@@ -107,13 +115,23 @@ def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         if CAPTION in told:
             captions.append(json.dumps(told[CAPTION]) + "\n")
             told[CAPTION] = np.frombuffer(captions[-1].encode(), np.uint8)
-        writer.write(save({k: np.require(v, requirements="C") for k, v in told.items()}))
-    writer.close()
+        with _written(path):
+            writer.write(save({k: np.require(v, requirements="C") for k, v in told.items()}))
+    with _written(path):
+        writer.close()
     if captions:
         beside = path.with_suffix(".jsonl")
         beside.with_suffix(".tmp").write_text("".join(captions))
         os.replace(beside.with_suffix(".tmp"), beside)
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -221,11 +239,16 @@ def shown(
     """An example of a cached record; `flip` and captions draw what `examples.picture` draws from the generator."""
     side = int(transforms.draws(rng)[2] and flip)
 
+    captions = examples.captions_of(record) if CAPTION in record else []
+    chosen = examples.choice(captions, rng)
+
     def of(name):
-        return record[name][side] if name in BY_SIDE else record[name]
+        if name in BY_SIDE:
+            return record[name][side]
+        return record[name][chosen] if name.endswith(BY_CAPTION) else record[name]
 
     example = {name: of(name) for name in fields} | {"x": of(MOMENTS).astype(np.float32)}
-    return example | examples.one_caption(record, rng)
+    return example | ({CAPTION: captions[chosen]} if captions else {})
 
 
 @dataclass(frozen=True)
