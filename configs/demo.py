@@ -21,6 +21,7 @@ def get_config():
         validation=dict(split="validation"),
         batch=64,
         size=32,
+        cached="",  # a folder of python -m ldm_jax.cache
     )
     c.tokenizer = dict(kind="wordpiece", vocab=200, length=28)
     c.codec = dict(name="from_autoencoder", run="runs/demo/autoencoder")

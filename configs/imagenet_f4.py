@@ -29,6 +29,7 @@ def get_config():
         crop="random",
         flip=True,
         workers=8,
+        cached="",  # a folder of python -m ldm_jax.cache, which takes centre crops
     )
     c.codec = dict(name="from_autoencoder", run="runs/kl_f4")
     c.model = dict(

@@ -23,6 +23,7 @@ def get_config():
         crop="random",
         flip=True,
         workers=8,
+        cached="",  # a folder of python -m ldm_jax.cache, which takes centre crops
     )
     c.init = dict(
         weights="diffusers",

@@ -22,6 +22,7 @@ def get_config():
         size=256,
         crop="center",
         workers=8,
+        cached="",  # a folder of python -m ldm_jax.cache, which takes centre crops
     )
     c.tokenizer = dict(kind="wordpiece", vocab=30_522, length=77)
     c.codec = dict(name="from_autoencoder", run="runs/kl_f8")

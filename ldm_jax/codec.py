@@ -3,6 +3,9 @@
 Its functions take the codec's arrays first, so that a jitted caller passes them as arguments and no checkpoint of a
 diffusion model stores them. Latents are multiplied by a scale, 1 / their standard deviation (Rombach et al. 2022,
 appendix G), so that path and solver may assume unit variance.
+
+What is encoded beforehand (`python -m ldm_jax.cache`) are not latents but the `moments` of their posterior, mean and
+log-variance side by side: each epoch then samples anew, with the noise that encoding the data would have drawn.
 """
 
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax import tiles
+from ldm_jax.models.autoencoder import Gaussian
 from ldm_jax.tiles import PerAxis
 from ldm_jax.types import Params
 
@@ -23,6 +27,8 @@ class Codec(NamedTuple):
     encode: Callable[[Params, Images, Array], Images]  # (arrays, x, rng) -> z
     decode: Callable[[Params, Images], Images]  # (arrays, z) -> x
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # (*space, c) of the data -> of the latents
+    # (arrays, x) -> all that `from_moments` has to know of x; None: data are not to be encoded beforehand
+    moments: Callable[[Params, Images], Images] | None = None
 
 
 def identity() -> Codec:
@@ -49,7 +55,25 @@ def autoencoder(model: Any) -> Codec:
 
         return jax.eval_shape(latents, jnp.zeros((1, *data_shape))).shape[1:]
 
-    return Codec(encode, decode, shape)
+    def moments(arrays, x):
+        found = model.apply({"params": arrays["params"]}, x, method="encode")
+        both = (found.mean, found.logvar) if isinstance(found, Gaussian) else (found,)
+        return jnp.concatenate(both, axis=-1)
+
+    return Codec(encode, decode, shape, moments)
+
+
+def from_moments(codec: Codec, posterior: bool) -> Codec:
+    """The codec of data that are `codec.moments` of what they were: to encode them is to sample and to scale.
+
+    Without a `posterior` the moments are the latents.
+    """
+
+    def encode(arrays, x, rng):
+        z = Gaussian(*jnp.split(x, 2, axis=-1)).sample(rng) if posterior else x
+        return z * arrays["scale"]
+
+    return codec._replace(encode=encode, moments=None)
 
 
 def tiled(codec: Codec, size: PerAxis = 64, overlap: PerAxis = 16, halo: int = 4) -> Codec:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ldm_jax.measure.flops import NOWHERE
+from ldm_jax.flops import NOWHERE
 from ldm_jax.nn import conv, convolve
 from tests.drawn import drawn
 from tests.jaxprs import occurrences

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ldm_jax import benchmark, media
+from ldm_jax.flops import flops
 from ldm_jax.measure import models, plot, programs, rival, sampler, timing, train
-from ldm_jax.measure.flops import flops
 from ldm_jax.models import unet
 from ldm_jax.nn import attend, conv
 from ldm_jax.pretrained import components

@@ -260,12 +260,12 @@ def test_fields_must_be_numbers():
 
 
 def test_numbers_may_be_written_as_text():
-    assert pipeline._numbers("label", ["3", "4"], Noise()).tolist() == [3, 4]
-    assert pipeline._numbers("size", ["0.5", "4"], Noise()).dtype == np.float32
+    assert pipeline.numbers("label", ["3", "4"], Noise()).tolist() == [3, 4]
+    assert pipeline.numbers("size", ["0.5", "4"], Noise()).dtype == np.float32
     with pytest.raises(ValueError, match="whole numbers"):
-        pipeline._numbers("label", ["0.5"], Noise())
+        pipeline.numbers("label", ["0.5"], Noise())
     with pytest.raises(ValueError, match="32 bits"):
-        pipeline._numbers("id", [2**40], Noise())
+        pipeline.numbers("id", [2**40], Noise())
 
 
 def test_sizes_and_several_texts_are_fields():

@@ -63,11 +63,12 @@ def common():
         batch=8,
         size=16,
         crop="center",
+        flip=False,
     )
     c.optimizer = dict(name="adamw", lr=1e-3, ema=0.9)
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.sharding = ((".*", "replicate"),)
-    c.log = dict(every=1, evaluate=100, save=2, batches=1, samples=4)
+    c.log = dict(every=1, evaluate=100, save=2, batches=1, samples=4, wandb="")
     return c
 
 
@@ -92,6 +93,7 @@ def autoencoder():
 def unconditional():
     """Stage 2, without conditions."""
     c = common()
+    c.data.cached = ""
     c.codec = dict(name="from_autoencoder", run="")
     c.model = dict(name="unet.UNet", width=8, mults=(1, 2), blocks=1, middle=1, heads=2, groups=4)
     c.model.transformer = False
@@ -254,9 +256,17 @@ def metrics(workdir):
 
 def losses(workdir):
     """What was logged of the training steps, without the clock."""
-    clock = ("seconds", "steps_per_second", "waiting_for_data")
+    clock = (
+        "seconds",
+        "steps_per_second",
+        "waiting_for_data",
+        "images_per_second",
+        "tflops",
+        "mfu",
+    )
+    aside = (*clock, "memory_gb", "goodput")
     lines = [m for m in metrics(workdir) if "loss" in m]
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return [{k: v for k, v in line.items() if k.split("/")[0] not in aside} for line in lines]
 
 
 def assert_equal(a, b):

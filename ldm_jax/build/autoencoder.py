@@ -63,6 +63,10 @@ def _perceptual(config: ConfigDict) -> tuple[dict[str, Any], Params]:
 
 def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
+    if parts.data(config).get("cached"):
+        raise ValueError(
+            "data.cached is for diffusion models: an autoencoder is trained on pictures; leave it out"
+        )
     source = parts.source(config)
     workdir.compare(config, source, directory)
     kept = parts.kept_step(config, mesh, source)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec
-from ldm_jax.build import autoencoder, parts, sampler, workdir
+from ldm_jax.build import autoencoder, cached, parts, sampler, workdir
 from ldm_jax.build.sections import accepted, checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
 from ldm_jax.diffusion import objectives, process
@@ -81,14 +81,12 @@ def conditioner(config: ConfigDict, provided: dict[str, Any]) -> Any:
 
 
 def codec_of(
-    config: ConfigDict, mesh: Mesh, directory: Path
+    config: ConfigDict, mesh: Mesh, step: int | None
 ) -> tuple[codec.Codec, Params, dict[str, Any]]:
-    """The codec, its arrays (the scale still 1), and where they come from.
-
-    A run goes on with the step of the autoencoder that it was started with.
+    """The codec, its arrays (the scale still 1), and where they come from; `step` is of the autoencoder's run.
 
     Raises:
-      FileNotFoundError: the autoencoder's run has no checkpoint, or no longer the one that this run was started with.
+      FileNotFoundError: the autoencoder's run has no checkpoint, or not that of this step.
       ValueError: that run is not one of an autoencoder.
     """
     given = section(config.codec, "codec")
@@ -108,17 +106,24 @@ def codec_of(
         )
     shapes = jax.eval_shape(functools.partial(autoencoder.init, theirs), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    before = stored(directory)
-    params, step = checkpoints.load_ema(run, shapes, shardings, before and before["step"])
+    params, step = checkpoints.load_ema(run, shapes, shardings, step)
     arrays = {"params": params["gen"], "scale": jnp.ones(())}
     return codec.autoencoder(autoencoder.model(theirs)), arrays, {"run": run, "step": step}
 
 
 def model(
-    config: ConfigDict, mesh: Mesh, directory: Path, provided: dict[str, Any]
+    config: ConfigDict,
+    mesh: Mesh,
+    directory: Path,
+    provided: dict[str, Any],
+    step: int | None = None,
 ) -> tuple[LatentDiffusion, Params, dict[str, Any]]:
-    """The model, the codec's arrays and their origin."""
-    coder, arrays, origin = codec_of(config, mesh, directory)
+    """The model, the codec's arrays and their origin.
+
+    A run goes on with the step of the autoencoder that it was started with; `step` is that of a new run.
+    """
+    before = stored(directory)
+    coder, arrays, origin = codec_of(config, mesh, before["step"] if before else step)
     return assembled(config, coder, provided), arrays, origin
 
 
@@ -255,15 +260,16 @@ def learning(
 
 def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
-    source = parts.source(config)
+    source = parts.training(config)
     workdir.compare(config, source, directory)
     trained, provided = tokenizer(config, directory, source)
     if source.classes:
         provided["classes"] = len(source.classes)
     given = section(config.codec, "codec")
     files = [Path(given["run"], "config.json")] if isinstance(given.get("run"), str) else []
-    kept = parts.kept_step(config, mesh, source, provided, files=files)
-    of, arrays, origin = model(config, mesh, directory, provided)
+    kept = parts.kept_step(config, mesh, source, provided, cached.identity(source), files=files)
+    of, arrays, origin = model(config, mesh, directory, provided, cached.step(source))
+    of = cached.model(of, source, lambda: cached.digest(arrays))
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     batches = parts.batches(config, source, **reading)
     fixed = parts.validation_batches(config, **reading)

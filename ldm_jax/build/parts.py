@@ -1,5 +1,6 @@
 """What both kinds of run are made of: mesh, data, optimizer, logging."""
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from beartype.door import is_bearable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ldm_jax import flops
 from ldm_jax.build.sections import checked, make, plain, section
-from ldm_jax.build.workdir import GUARDS, LOG, RETENTION
+from ldm_jax.build.workdir import GUARDS, LOG, TOLD
+from ldm_jax.data import latents
 from ldm_jax.data import pipeline as input_pipeline
+from ldm_jax.nn import once
 from ldm_jax.training import checkpoints, compiled, guards, loop, sharding
 from ldm_jax.types import Loss, Params
 
@@ -25,7 +29,8 @@ PIPELINE = dict(
     max_bad_rate=float,
     shrink=int,
 )
-DATA = dict(source=dict | str, validation=dict) | PIPELINE
+DATA = dict(source=dict | str, validation=dict, cached=str) | PIPELINE
+SPLITS = ("train", "validation")  # of a cache
 OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
 
 
@@ -50,18 +55,70 @@ def source(config: ConfigDict, **override: Any) -> Any:
     return make_section("data", section(data(config)["source"], where) | override, where)
 
 
+def training(config: ConfigDict) -> Any:
+    """The source that is trained on: the pictures, or what the cache in `data.cached` holds of them."""
+    return cached_source(config, "train") if data(config).get("cached") else source(config)
+
+
+def cached_source(config: ConfigDict, split: str) -> latents.Cached:
+    """A split of the cache in `data.cached`.
+
+    Raises:
+      FileNotFoundError: it is not there, or not whole.
+      ValueError: it was not made as the config has it.
+    """
+    options = data(config)
+    of = latents.cached(options["cached"], split)
+    size, _, flip = view(config)
+    if of.plan.size != size:
+        raise ValueError(
+            f"the cache {options['cached']!r} is of pictures of {of.plan.size}, and data.size is {size}; "
+            "write another one, or say --config.data.size"
+        )
+    if flip and of.plan.flips == 1:
+        raise ValueError(
+            f"the cache {options['cached']!r} has no mirror images, and data.flip is set; write it with data.flip, "
+            "or say --config.data.flip=False"
+        )
+    return of
+
+
+def view(config: ConfigDict) -> tuple[tuple[int, int], str, bool]:
+    """Size (h, w), crop and flip of the data.
+
+    Raises:
+      ValueError: random crops of what is encoded once.
+    """
+    options = data(config)
+    size = options["size"] if isinstance(options["size"], tuple) else (options["size"],) * 2
+    crop, flip = options.get("crop", "center"), options.get("flip", False)
+    if crop != "center":
+        raise ValueError(
+            f"data.crop = {crop!r}, and a cache holds each picture once, cut in its centre; "
+            "say --config.data.crop=center, or train on the pictures themselves"
+        )
+    return size, crop, flip
+
+
 def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
     """The input pipeline over a source, sharded by process; `fields` are those that a conditioner reads."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
     options |= dict(process_index=jax.process_index(), process_count=jax.process_count())
     made = {"tokens", *more.get("texts", ()), "masked"}  # of captions, and by the codec
     options |= dict(fields=tuple(f for f in fields if f not in made))
-    return input_pipeline.batches(of, **(options | dict(seed=config.seed) | more))
+    options |= dict(seed=config.seed) | more
+    if isinstance(of, latents.Cached):
+        flip = options.get("flip", False)
+        options |= dict(show=functools.partial(latents.shown, flip=flip))
+    return input_pipeline.batches(of, **options)
 
 
 def validation(config: ConfigDict, **more: Any) -> Any:
     """The input pipeline over the validation source, always the same: centre crops, no flips."""
-    of = source(config, **data(config)["validation"])
+    if data(config).get("cached"):
+        of = cached_source(config, "validation")
+    else:
+        of = source(config, **data(config)["validation"])
     return batches(config, of, crop="center", flip=False, shuffle=False, **more)
 
 
@@ -90,13 +147,19 @@ def kept_step(
 
 
 def log_options(config: ConfigDict) -> dict[str, Any]:
-    return LOG | RETENTION | plain(config.log)
+    return LOG | TOLD | plain(config.log)
 
 
 def guards_of(config: ConfigDict) -> guards.Guards:
     log = log_options(config)
     given = GUARDS | plain(config.get("guards", {}))
     return guards.Guards(**given, metric=log["metric"], lowest=log["goal"] == "min")
+
+
+def operations(loss: Loss, *shapes: Any) -> int:
+    """Those of the loss and its gradient as the model defines them, with nothing computed a second time."""
+    with once.every():
+        return flops.flops(jax.value_and_grad(loss, has_aux=True), *shapes)
 
 
 def run(
@@ -139,15 +202,17 @@ def run(
     init = jax.jit(init)  # traced once: here, for the state's shapes, and for the state
     shapes = jax.eval_shape(init, jax.random.key(0))
     sharding.layouts(mesh, rules, shapes)
-    if (
-        kept is None or kept.loading is None
-    ):  # a step that was kept was gone through when it was made
-        micro = {
-            k: jax.ShapeDtypeStruct((batch // accumulate, *v.shape[1:]), v.dtype)
-            for k, v in example.items()
+
+    def of_loss(rows):
+        fields = {
+            k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in example.items()
         }
-        at = jax.ShapeDtypeStruct((), np.int32)
-        jax.eval_shape(loss, shapes, frozen, micro, jax.random.key(0), at)
+        held = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
+        return shapes, held, fields, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
+
+    # A step that was kept was gone through when it was made.
+    if kept is None or kept.loading is None:
+        jax.eval_shape(loss, *of_loss(batch // accumulate))
     return loop.Run(
         seed=config.seed,
         steps=config.steps,
@@ -169,4 +234,7 @@ def run(
         load=load,
         kept=kept,
         guards=watched,
+        batch=batch,
+        operations=functools.partial(operations, loss, *of_loss(batch)),
+        wandb=log["wandb"],
     )

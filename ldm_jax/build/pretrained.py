@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, workdir
+from ldm_jax import conditioners
+from ldm_jax.build import autoencoder, cached, diffusion, parts, workdir
 from ldm_jax.build.sections import checked, did_you_mean
+from ldm_jax.data import latents
 from ldm_jax.diffusion import process
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.pretrained import start
@@ -120,6 +122,29 @@ def split(config: ConfigDict, of: start.Start) -> tuple[set[str], set[str]]:
     return trained, {start.NETWORK, start.CODEC, *texts} - trained
 
 
+def text_encoders(config: ConfigDict, of: start.Start) -> list[str]:
+    """The text encoders that are not trained: what they make of captions may be cached."""
+    trains, _ = split(config, of)
+    return [name for name in of.encoders.values() if name not in trains] if of.texts else []
+
+
+def states(config: ConfigDict, of: start.Start, source: Any, stored: start.Stored) -> list[str]:
+    """The fields of a cache that hold what the text encoders make of captions; none if they are trained.
+
+    Raises:
+      ValueError: they are those of other encoders.
+    """
+    names = text_encoders(config, of)
+    if not names or not isinstance(source, latents.Cached) or not source.plan.text:
+        return []
+    if source.plan.text != start.fingerprint(of, {name: stored[name] for name in names}):
+        raise ValueError(
+            f"the captions of the {source.name} were encoded by other text encoders than those of {config.init.path}; "
+            "write another cache, or give the config those encoders"
+        )
+    return [name for field in of.texts for name in conditioners.state_names(field)]
+
+
 def trained_shapes(config: ConfigDict, of: start.Start) -> Params:
     """Shapes of the parameters that are trained: {"network": ...}, and "conditioner" if it is."""
     shapes = start.shapes(of)
@@ -160,12 +185,15 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     mesh = parts.mesh(config)
     of = opened(config)
     trains, keeps = split(config, of)
-    source = parts.source(config)
+    source = parts.training(config)
     workdir.compare(config, source, directory)
     diffusion.latent_shape(config, of.model.codec)  # raises where the pictures' size does not fit
-    reading = dict(fields=of.model.fields, texts=of.texts)
-    batches = parts.batches(config, source, **reading)
     stored = start.tensors(of, keeps)
+    fields = (*of.model.fields, *states(config, of, source, stored))
+    reading = dict(fields=fields, texts=of.texts)
+    batches = parts.batches(config, source, **reading)
+    of_codec = {start.CODEC: stored[start.CODEC]}
+    trained_on = cached.model(of.model, source, lambda: start.fingerprint(of, of_codec))
     weights = start.tensors(of, trains)
     digest = start.fingerprint(of, stored)
     check_origin(directory, config, digest)
@@ -183,7 +211,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     fixed = parts.validation(config, **reading)
     made = diffusion.learning(
         config,
-        of.model,
+        trained_on,
         mesh=mesh,
         fixed=parts.first_batches(config, fixed),
         captions=fixed.captions(0) if of.texts else None,

@@ -1,6 +1,7 @@
 """The config of a run: checked by section, written into the work directory, compared when a run is resumed."""
 
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -21,12 +22,12 @@ OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init", "
 PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
-# Which checkpoints stay beside the last ones, and which of an evaluation's metrics says what is best.
-RETENTION = dict(keep_every=0, keep_best=0, metric="", goal="min")
+# Which checkpoints stay beside the last ones, which of an evaluation's metrics says what is best, and who else is told.
+TOLD = dict(keep_every=0, keep_best=0, metric="", goal="min", wandb="")
 GUARDS = dict(rollbacks=0, spike=0.0, hang=0.0, patience=0)  # 0: off
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
-ELSEWHERE = ("init.path", "init.config", "init.tokenizers")
+ELSEWHERE = ("init.path", "init.config", "init.tokenizers", "data.cached")
 MAY_CHANGE = ("steps", "log", "guards", "mesh", "sharding", *ELSEWHERE)
 
 
@@ -145,7 +146,11 @@ def check_config(config: ConfigDict) -> str:
     if missing:
         raise ValueError(f"the config lacks the sections {missing}")
     checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)
-    log = checked("log", given["log"], {k: type(v) for k, v in (LOG | RETENTION).items()})
+    log = checked("log", given["log"], {k: type(v) for k, v in (LOG | TOLD).items()})
+    if log.get("wandb") and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "log.wandb needs the package wandb: pip install 'ldm_jax[wandb]', or leave it out"
+        )
     guards = checked("guards", given.get("guards", {}), {k: type(v) for k, v in GUARDS.items()})
     positive = {"steps": given["steps"]} | {f"log.{k}": log[k] for k in LOG if k in log}
     for key, value in positive.items():

@@ -9,7 +9,7 @@ dropped row becomes is the conditioner's choice: the empty prompt, the class bey
 zeros.
 """
 
-from ldm_jax.conditioners.clip import Clip, ClipPair
+from ldm_jax.conditioners.clip import Clip, ClipPair, state_names
 from ldm_jax.conditioners.combine import Combine
 from ldm_jax.conditioners.drops import draw_drops, drop_all
 from ldm_jax.conditioners.fields import Label, Spatial, Vector
@@ -25,4 +25,5 @@ __all__ = [
     "Vector",
     "draw_drops",
     "drop_all",
+    "state_names",
 ]

@@ -12,6 +12,11 @@ from ldm_jax.nn import embeddings
 from ldm_jax.types import Batch, Cond
 
 
+def state_names(field: str) -> tuple[str, str]:
+    """The fields for what an encoder makes of the prompts in a field: states [b n d] and pooled [b d]."""
+    return f"{field}_states", f"{field}_pooled"
+
+
 def _encode_prompts(
     module: nn.Module,
     encoder: clip.TextEncoder,
@@ -22,7 +27,10 @@ def _encode_prompts(
     skip: int,
     norm: bool,
 ) -> clip.TextOutput:
-    """Rows of ids, chunk by chunk, with the weights that the batch may have; pooled is what the first chunk gives."""
+    """Rows of ids, chunk by chunk, with the weights that the batch may have; pooled is what the first chunk gives.
+
+    Where the batch has the states of its rows already (`encoded`), the empty prompt alone is encoded, for dropped rows.
+    """
     ids: Int[Array, "b n"] = read(module, batch, field)
     length = len(null)
     if length > encoder.length or not length or ids.shape[1] % length:
@@ -31,8 +39,21 @@ def _encode_prompts(
             f"{encoder.length} positions; give the empty prompt's whole row, and rows of one or more times its length"
         )
     chunks = ids.shape[1] // length
-    ids = replace_dropped(ids, drop, field, jnp.tile(jnp.asarray(null, ids.dtype), chunks))
-    tokens, pooled = encoder(ids.reshape(-1, length), skip=skip, norm=norm)
+    empty = jnp.tile(jnp.asarray(null, ids.dtype), chunks)
+
+    def encode(ids):
+        tokens, pooled = encoder(ids.reshape(-1, length), skip=skip, norm=norm)
+        first = pooled.reshape(-1, chunks, pooled.shape[-1])[:, 0]
+        return clip.TextOutput(tokens.reshape(*ids.shape, -1), first)
+
+    states = state_names(field)
+    if states[0] in batch:
+        output = clip.TextOutput(*(batch[name].astype(encoder.dtype) for name in states))
+        if drop is not None and field in drop:
+            pairs = zip(output, encode(empty[None]), strict=True)
+            output = clip.TextOutput(*(replace_dropped(y, drop, field, y0) for y, y0 in pairs))
+    else:
+        output = encode(replace_dropped(ids, drop, field, empty))
     if f"{field}_weights" in batch:
         weights: Float[Array, "b n"] = batch[f"{field}_weights"]
         if weights.shape != ids.shape:
@@ -41,10 +62,10 @@ def _encode_prompts(
                 "give one weight a token"
             )
         weights = replace_dropped(weights, drop, field, 1)
-        tokens = clip.weigh(tokens, weights.reshape(-1, length))
-    return clip.TextOutput(
-        tokens.reshape(*ids.shape, -1), pooled.reshape(-1, chunks, pooled.shape[-1])[:, 0]
-    )
+        rows = output.tokens.reshape(-1, length, output.tokens.shape[-1])
+        weighed = clip.weigh(rows, weights.reshape(-1, length))
+        output = output._replace(tokens=weighed.reshape(output.tokens.shape))
+    return output
 
 
 class Clip(nn.Module):
@@ -66,6 +87,12 @@ class Clip(nn.Module):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.field,) if self.vector is None else (self.field, self.vector)
+
+    def encoded(self, batch: Batch) -> dict[str, Array]:
+        """What the encoder makes of the prompts, by `state_names`: a batch that has it need not be encoded again."""
+        given = (self.field, self.null, self.skip, self.norm)
+        output = _encode_prompts(self, self.encoder, batch, None, *given)
+        return dict(zip(state_names(self.field), output, strict=True))
 
     @nn.compact
     def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
@@ -106,6 +133,15 @@ class ClipPair(nn.Module):
     @property
     def fields(self) -> tuple[str, ...]:
         return (*self.texts[len(self.texts) - len(self.encoders) :], self.sizes)
+
+    def encoded(self, batch: Batch) -> dict[str, Array]:
+        """What the encoders make of the prompts, as `Clip.encoded`."""
+        found = {}
+        for field, encoder, null in zip(self.fields, self.encoders, self.null, strict=False):
+            given = (field, null, self.skip, self.norm)
+            output = _encode_prompts(self, encoder, batch, None, *given)
+            found |= zip(state_names(field), output, strict=True)
+        return found
 
     @nn.compact
     def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:

@@ -10,6 +10,7 @@ A record that cannot be shown is replaced by the next one that can. The batch sa
 since it may come from a worker process, and `BadRecords` counts and names it on the host.
 """
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +23,10 @@ from absl import flags, logging
 
 from ldm_jax.data import tokenizer as text
 from ldm_jax.data import transforms
+from ldm_jax.data.examples import MADE, SMALL, Show, picture
 
 Rows = Callable[[Sequence[str]], np.ndarray]  # captions -> rows of numbers; picklable, for workers
-SIZES = "sizes"  # fields that are made here: see `transforms.sizes` ...
-SMALL = "small"  # ... `transforms.shrunk` ...
-HOLE = "hole"  # ... and `transforms.hole`
-MADE = (SIZES, SMALL, HOLE)
+MAX_BAD_RATE = 0.01
 _PATIENCE = 100  # so many unreadable records in a row are no accident
 
 
@@ -64,10 +63,8 @@ class Batches:
 
     source: Source
     batch: int
-    size: tuple[int, int]
     seed: int
-    crop: str
-    flip: bool
+    show: Show = field(repr=False)
     fields: tuple[str, ...]
     texts: tuple[tuple[str, Rows], ...] = field(repr=False)
     process_index: int
@@ -77,7 +74,6 @@ class Batches:
     max_bad_rate: float
     shuffle: bool
     repeat: bool
-    shrink: int = 1
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -86,9 +82,9 @@ class Batches:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step; `_bad` [b] is the number of the record that was replaced, or -1."""
         examples = self._examples(step)
-        out = {"x": transforms.to_unit(np.stack([example["x"] for example in examples]))}
+        out = {"x": np.stack([example["x"] for example in examples])}
         for name in self.fields:
-            out[name] = _numbers(name, [example[name] for example in examples], self.source)
+            out[name] = numbers(name, [example[name] for example in examples], self.source)
         for name, rows in self.texts:
             out[name] = rows([example["caption"] for example in examples])
         out["_bad"] = np.array([example["_bad"] for example in examples], np.int64)
@@ -103,20 +99,11 @@ class Batches:
           ValueError: more records than `max_bad_rate` cannot be read.
         """
         bad = BadRecords(self.source, self.max_bad_rate) if bad is None else bad
-        reading = grain.ReadOptions(num_threads=self.prefetch, prefetch_buffer_size=self.prefetch)
-        steps = grain.MapDataset.source(self)[start_step:].to_iter_dataset(reading)
-        if self.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads its own: outside of absl, the defaults
-            ahead = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.prefetch)
-            steps = steps.mp_prefetch(ahead)
-        steps = iter(steps)
-        try:
+        of = grain.MapDataset.source(self)[start_step:]
+        with contextlib.closing(ahead(of, self.workers, self.prefetch)) as steps:
             for out in steps:
                 bad.add(out.pop("_bad"))
                 yield out
-        finally:
-            steps.close()
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """The raw records of a step, those that replace unreadable ones included."""
@@ -145,41 +132,48 @@ class Batches:
         return [self._example(int(order[p]), p) for p in range(first, first + share)]
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
-        reasons = []
-        for offset in range(min(_PATIENCE, len(self.source))):
-            at = (index + offset) % len(self.source)
-            try:
-                example = self._shown(at, np.random.default_rng((self.seed, position)))
-            except (transforms.BadImage, OSError) as error:  # OSError: a file that has gone
-                reasons.append(error)
-                continue
-            return example | {"index": at, "_bad": index if offset else -1}
-        raise ValueError(
-            f"{len(reasons)} records of {self.source.name} in a row cannot be read, the first is "
-            f"{self.source.name_of(index)}: {reasons[0]}; repair or remove them"
-        )
+        def shown(record):
+            return self.show(record, self.fields, np.random.default_rng((self.seed, position)))
 
-    def _shown(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        record = self.source[index]
-        image, original = transforms.decode_sized(record["image"], at_least=self.size)
-        view = transforms.window(image.size, self.size, crop=self.crop, flip=self.flip, rng=rng)
-        example = {"x": transforms.show(image, view, self.size)}
-        made = {
-            SIZES: lambda: transforms.sizes(original, view, self.size),
-            SMALL: lambda: transforms.shrunk(example["x"], self.shrink),
-            HOLE: lambda: transforms.hole(self.size, rng),
-        }
-        for name in self.fields:
-            example[name] = made[name]() if name in made else record[name]
-        if "segmentation" in self.fields:
-            labels = transforms.decode_labels(record["segmentation"])
-            example["segmentation"] = transforms.show_labels(labels, view, self.size)[..., None]
-        if "caption" in record:
-            caption = record["caption"]
-            example["caption"] = (
-                caption if isinstance(caption, str) else caption[rng.integers(len(caption))]
-            )
-        return example
+        at, example = readable(self.source, index, shown)
+        return example | {"index": at, "_bad": -1 if at == index else index}
+
+
+def ahead(of: grain.MapDataset, workers: int, prefetch: int) -> Iterator[Any]:
+    """The elements in order, computed ahead: in threads, or in worker processes."""
+    reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+    elements = of.to_iter_dataset(reading)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own: outside of absl, the defaults
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+        elements = elements.mp_prefetch(options)
+    elements = iter(elements)
+    try:
+        yield from elements
+    finally:
+        elements.close()
+
+
+def readable(
+    source: Source, index: int, shown: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[int, dict[str, Any]]:
+    """What is shown of a record, or of the next one that can be shown; and the number of that.
+
+    Raises:
+      ValueError: a hundred records in a row cannot be.
+    """
+    reasons = []
+    for offset in range(min(_PATIENCE, len(source))):
+        at = (index + offset) % len(source)
+        try:
+            return at, shown(source[at])
+        except (transforms.BadImage, OSError) as error:  # OSError: a file that has gone
+            reasons.append(error)
+    raise ValueError(
+        f"{len(reasons)} records of {source.name} in a row cannot be read, the first is "
+        f"{source.name_of(index)}: {reasons[0]}; repair or remove them"
+    )
 
 
 def batches(
@@ -194,11 +188,12 @@ def batches(
     tokenizer: Any = None,
     length: int = 77,
     texts: Mapping[str, Rows] | None = None,
+    show: Show | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-    max_bad_rate: float = 0.01,
+    max_bad_rate: float = MAX_BAD_RATE,
     shuffle: bool = True,
     repeat: bool = True,
     shrink: int = 1,
@@ -215,6 +210,7 @@ def batches(
         3] in [-1, 1]), the picture made smaller, and "hole" (float32 [b h w 1]), a mask at random.
       tokenizer: with it, `tokens` are the captions in `length` numbers.
       texts: further fields of this kind, with functions that make such rows of captions.
+      show: what an example is of a record; None: `picture`, by size, crop and flip.
       workers: worker processes; 0 means threads of this one.
       prefetch: how many batches to compute ahead (in each worker).
       max_bad_rate: the share of unreadable records above which `iterate` stops.
@@ -254,7 +250,7 @@ def batches(
             f"the field {SMALL!r} is a picture of {height_width} made smaller by shrink={shrink}; "
             "give data.shrink, a whole number from 2 on that divides both sides"
         )
-    stored = tuple(name for name in fields if name not in MADE)
+    stored = tuple(name for name in fields if name not in MADE or show is not None)
     absent = [name for name in stored if name not in source.fields]
     if absent:
         raise ValueError(
@@ -267,10 +263,9 @@ def batches(
     return Batches(
         source=source.only(("image", "caption", *stored)),
         batch=batch,
-        size=height_width,
         seed=seed,
-        crop=crop,
-        flip=flip,
+        show=show
+        or functools.partial(picture, size=height_width, crop=crop, flip=flip, shrink=shrink),
         fields=fields,
         texts=tuple(texts.items()),
         process_index=process_index,
@@ -280,7 +275,6 @@ def batches(
         max_bad_rate=max_bad_rate,
         shuffle=shuffle,
         repeat=repeat,
-        shrink=shrink,
     )
 
 
@@ -325,7 +319,7 @@ class BadRecords:
         return "does not fit its other fields"
 
 
-def _numbers(name: str, values: list[Any], source: Source) -> np.ndarray:
+def numbers(name: str, values: list[Any], source: Source) -> np.ndarray:
     """int32 or float32 [b ...]; numbers may be written as text, as in a csv file."""
     try:
         array = np.stack([np.asarray(value) for value in values])

@@ -43,6 +43,12 @@ class Window(NamedTuple):
     flip: bool  # mirrored left to right, after the cut
 
 
+def draws(rng: np.random.Generator) -> tuple[float, float, bool]:
+    """What a window is drawn from: where it lies along both axes, in [0, 1), and whether it may be mirrored."""
+    u, v, coin = rng.random(3)
+    return u, v, bool(coin < 0.5)
+
+
 def window(
     source: tuple[int, int],
     target: tuple[int, int],
@@ -61,7 +67,7 @@ def window(
     (width, height), (h, w) = source, target
     scale = max(h / height, w / width)
     cut_w, cut_h = min(w / scale, width), min(h / scale, height)
-    u, v, mirrored = rng.random(3)
+    u, v, mirrored = draws(rng)
     if crop == "center":
         u = v = 0.5
     left, top = u * (width - cut_w), v * (height - cut_h)
@@ -69,7 +75,7 @@ def window(
         cut_w, cut_h = w, h
         left, top = int(u * (width - w + 1)), int(v * (height - h + 1))  # u, v < 1
     right, bottom = min(left + cut_w, width), min(top + cut_h, height)  # rounding may exceed it
-    return Window(source, (left, top, right, bottom), bool(flip and mirrored < 0.5))
+    return Window(source, (left, top, right, bottom), flip and mirrored)
 
 
 def decode(

@@ -7,7 +7,7 @@ Models: "sd15", "sdxl" and "ldm4" (the latent diffusion model of ImageNet's clas
 and "small", reduced Stable Diffusion 1.5 (16x16 latents, widths 64/128/256; 32x32, 128/256/512/512); the folder of a
 model; a config file, or the work directory of its run. Weights are random where none are given: time does not depend
 on them. Every program is compiled ahead, runs once to warm up, and is waited for; inputs are on the device. Rates are
-by our own count of operations (`measure.flops`), and a share is that of the rate of a large matrix product, measured
+by our own count of operations (`ldm_jax.flops`), and a share is that of the rate of a large matrix product, measured
 on the same device in the same type.
 
 With --against diffusers the same networks, weights and steps run in torch, in turn with ours, after their results have
@@ -21,7 +21,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from ldm_jax.measure import comparison, flops, models, programs, rival, timing
+from ldm_jax import flops
+from ldm_jax.measure import comparison, models, programs, rival, timing
 from ldm_jax.measure.comparison import Asked
 
 FLAGS = flags.FlagValues()

@@ -28,8 +28,9 @@ import numpy as np
 import optax
 from absl import flags
 
+from ldm_jax import flops
 from ldm_jax.diffusion import process
-from ldm_jax.measure import comparison, flops, models, rival, timing
+from ldm_jax.measure import comparison, models, rival, timing
 from ldm_jax.measure.comparison import Asked
 from ldm_jax.training import step
 from ldm_jax.types import Params

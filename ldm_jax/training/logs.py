@@ -1,11 +1,16 @@
-"""What a run tells: metrics as JSON lines (the source of truth), TensorBoard, PNG files, and one progress line."""
+"""What a run tells: metrics as JSON lines (the source of truth), TensorBoard, PNG files, and one progress line.
+
+Weights & Biases is told the same where the config names a project; the package is imported only then.
+"""
 
 import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,7 +31,9 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
 class Logs:
     """Writes below `workdir`. On resume, lines of steps that will be run again are dropped first."""
 
-    def __init__(self, workdir: str | Path, start: int, total: int, unit: str = "step"):
+    def __init__(
+        self, workdir: str | Path, start: int, total: int, unit: str = "step", project: str = ""
+    ):
         self.workdir = Path(workdir)
         self.path = self.workdir / FILE
         self._drop_after(start)
@@ -34,6 +41,7 @@ class Logs:
         self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start or None)
         self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, mininterval=1.0)
         self._began = time.perf_counter()
+        self._remote = _weights_and_biases(project, self.workdir) if project else None
 
     def _drop_after(self, start: int) -> None:
         if not self.path.exists():
@@ -64,6 +72,8 @@ class Logs:
         self._file.write(json.dumps(line | rounded(values)) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._remote is not None:
+            self._remote.log(values, step=step)
         if "loss" in values:
             self._bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
 
@@ -72,12 +82,18 @@ class Logs:
         path = self.workdir / "images" / f"{name}_{step:08d}.png"
         media.save_png(path, image, {"step": str(step)})
         self._board.add_image(name, image, step, dataformats="HWC")
+        if self._remote is not None:
+            import wandb
+
+            self._remote.log({name: wandb.Image(str(path))}, step=step)
         return path
 
     def close(self) -> None:
         self._bar.close()
         self._file.close()
         self._board.close()
+        if self._remote is not None:
+            self._remote.finish()
 
 
 def evaluated(workdir: str | Path, step: int, figures: Mapping[str, object]) -> None:
@@ -86,3 +102,21 @@ def evaluated(workdir: str | Path, step: int, figures: Mapping[str, object]) -> 
         for name, value in figures.items():
             if isinstance(value, float):
                 board.add_scalar(f"evaluation/{name}", value, step)
+
+
+def _weights_and_biases(project: str, workdir: Path) -> Any:
+    """The run of Weights & Biases that belongs to a work directory: the same one at every start."""
+    import wandb
+
+    path = workdir / "wandb.json"
+    if not path.is_file():
+        path.write_text(json.dumps({"id": uuid.uuid4().hex}) + "\n")
+    config = workdir / "config.json"
+    return wandb.init(
+        project=project,
+        id=json.loads(path.read_text())["id"],
+        resume="allow",
+        name=workdir.name,
+        dir=str(workdir),
+        config=json.loads(config.read_text()) if config.is_file() else {},
+    )

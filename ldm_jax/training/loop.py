@@ -19,7 +19,17 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoints, compiled, guards, logs, sharding, step
+from ldm_jax.training import (
+    checkpoints,
+    compiled,
+    goodput,
+    guards,
+    logs,
+    profile,
+    sharding,
+    speed,
+    step,
+)
 from ldm_jax.training.guards import Guards, TrainingStopped
 from ldm_jax.types import Loss, Params, TrainState
 
@@ -56,6 +66,9 @@ class Run(NamedTuple):
     load: Callable[[Any], Params] | None = None
     kept: compiled.Kept | None = None  # the compiled step of an earlier start
     guards: Guards = Guards()
+    batch: int = 1  # samples of a step
+    operations: Callable[[], int] | None = None  # counts those of a step
+    wandb: str = ""  # a project of Weights & Biases
 
 
 class Interrupt:
@@ -160,15 +173,19 @@ def first_bad_leaf(arrays: Params) -> str | None:
     return None
 
 
-def train(run: Run, workdir: str | Path) -> int:
+def train(
+    run: Run, workdir: str | Path, began: float | None = None, traced: range = range(0)
+) -> int:
     """Trains to `run.steps` and returns the step that was reached (less, if a signal came).
+
+    `began` is when the process did, by `time.perf_counter`; the steps in `traced` are traced into `workdir/profile`.
 
     Raises:
       TrainingStopped: `run.max_skipped` steps in a row were not finite, or the data cannot be read.
       checkpoints.Unreadable: there are checkpoints, and none can be restored.
       checkpoints.SaveFailed: the last state could not be saved.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt().watch())
         scores: dict[int, float] = {}
@@ -177,8 +194,13 @@ def train(run: Run, workdir: str | Path) -> int:
         state, layouts = start_state(run, saved)
         at = int(state.step)
         course = guards.Course(run.guards, Path(workdir) / logs.FILE, at, scores)
-        log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
+        log = logs.Logs(workdir, at, run.steps, project=run.wandb)
+        stack.enter_context(contextlib.closing(log))
         _greet(run, state, log, course)
+        clock = goodput.Clock(workdir, at, began)
+        rate = speed.Speed(run.batch, run.mesh, run.operations)
+        tracing = profile.Profile(Path(workdir) / "profile", traced)
+        stack.enter_context(contextlib.closing(tracing))
         replicated = sharding.replicated(run.mesh)
         make_step = functools.partial(
             compiled.finish,
@@ -195,28 +217,42 @@ def train(run: Run, workdir: str | Path) -> int:
             while at < run.steps and interrupt.name is None and not course.over():
                 if at >= first:  # the first step compiles
                     watchdog.watch()
-                batch = sharding.place(run.mesh, window.next_of(batches))
+                with clock.of("data"):
+                    rows = window.next_of(batches)
+                batch = sharding.place(run.mesh, rows)
                 stepping = True
-                train_step = train_step or make_step((state, run.frozen, batch, key))
-                state, metrics = train_step(state, run.frozen, batch, key)
-                window.add(metrics)
+                if train_step is None:
+                    clock.turn("compile")
+                    train_step = make_step((state, run.frozen, batch, key))
+                with tracing.step(at + 1):
+                    state, metrics = train_step(state, run.frozen, batch, key)
+                    window.add(metrics)
                 stepping = False
                 at += 1
                 log.advance()
+                if tracing.after(at, metrics):
+                    log.say(f"traced the steps up to {at}: {tracing.folder}")
                 if at == first:
                     window.restart_clock()
+                    clock.turn("train")
+                    rate.begin()
                     log.say(f"first step after {time.perf_counter() - began:.1f} s")
                 if at % run.log_every == 0 or at == run.steps:
                     values = window.close()
+                    values |= rate.of(values.get("steps_per_second")) | clock.shares()
                     log.scalars(at, values)
+                    clock.write(at)
                     watchdog.rest()
                     state = _guard(run, state, batch, values["loss"], saved, course, log)
                 if at % run.eval_every == 0 or at == run.steps:
                     watchdog.rest()
-                    course.score(at, _evaluate(run, state, at, log))
+                    with clock.of("evaluate"):
+                        course.score(at, _evaluate(run, state, at, log))
                     window.restart_clock()
                 if at % run.save_every == 0:
-                    saved.save(state)
+                    with clock.of("save"):
+                        saved.save(state)
+                    clock.write(at)
                 _tell_saved(saved, log)
         except Exception as error:
             watchdog.rest()
@@ -224,9 +260,12 @@ def train(run: Run, workdir: str | Path) -> int:
                 _rescue(saved, state, log)
             raise
         watchdog.rest()
-        saved.save(state)
-        durable = saved.wait()
+        with clock.of("save"):
+            saved.save(state)
+            durable = saved.wait()
         _tell_saved(saved, log)
+        clock.write(at)
+        log.say(clock.told())
         if course.over():
             log.say(f"stopped early at step {at}: {course.over()}")
         if interrupt.name is not None:

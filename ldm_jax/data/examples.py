@@ -1,0 +1,75 @@
+"""From a record of a source to an example of a batch: the window of its picture, and what belongs to it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.data import transforms
+
+SIZES = "sizes"  # fields that are made here: see `transforms.sizes` ...
+SMALL = "small"  # ... `transforms.shrunk` ...
+HOLE = "hole"  # ... and `transforms.hole`
+MADE = (SIZES, SMALL, HOLE)
+# (record, fields, rng) -> `x`, these fields and a caption, if there is one; picklable, for workers
+Show = Callable[[dict[str, Any], Sequence[str], np.random.Generator], dict[str, Any]]
+
+
+def picture(
+    record: dict[str, Any],
+    fields: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    crop: str,
+    flip: bool,
+    shrink: int = 1,
+) -> dict[str, Any]:
+    """An example of a record with a picture: a window of it in [-1, 1], and its fields."""
+    image, original = transforms.decode_sized(record["image"], at_least=size)
+    view = transforms.window(image.size, size, crop=crop, flip=flip, rng=rng)
+    example = seen(record, fields, image, original, view, size, shrink)
+    if HOLE in fields:
+        example[HOLE] = transforms.hole(size, rng)
+    return example | one_caption(record, rng)
+
+
+def seen(
+    record: dict[str, Any],
+    fields: Sequence[str],
+    image: Any,
+    original: tuple[int, int],
+    view: transforms.Window,
+    size: tuple[int, int],
+    shrink: int = 1,
+) -> dict[str, Any]:
+    """`x` and the fields of a record whose picture, decoded to `image`, is seen through a window."""
+    example = {name: record[name] for name in fields if name not in MADE}
+    pixels = transforms.show(image, view, size)
+    example["x"] = transforms.to_unit(pixels)
+    if SMALL in fields:
+        example[SMALL] = transforms.shrunk(pixels, shrink)
+    if SIZES in fields:
+        example[SIZES] = transforms.sizes(original, view, size)
+    if "segmentation" in fields:
+        labels = transforms.decode_labels(record["segmentation"])
+        example["segmentation"] = transforms.show_labels(labels, view, size)[..., None]
+    return example
+
+
+def one_caption(record: dict[str, Any], rng: np.random.Generator) -> dict[str, str]:
+    """`caption`: the record's, or one of several at random; nothing where there is none."""
+    if "caption" not in record:
+        return {}
+    captions = captions_of(record)
+    return {"caption": captions[choice(captions, rng)]}
+
+
+def captions_of(record: dict[str, Any]) -> list[str]:
+    caption = record["caption"]
+    return [caption] if isinstance(caption, str) else list(caption)
+
+
+def choice(captions: Sequence[str], rng: np.random.Generator) -> int:
+    """The number of one of them; nothing is drawn where there is one."""
+    return int(rng.integers(len(captions))) if len(captions) > 1 else 0
