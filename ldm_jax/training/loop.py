@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoints, compiled, logs, sharding, step
+from ldm_jax.training import checkpoints, compiled, logs, processes, sharding, step
 from ldm_jax.types import Loss, Params, TrainState
 
 AHEAD = 2  # steps handed to the device before the oldest of them is waited for: each holds a batch
@@ -72,12 +73,19 @@ class Interrupt:
 
     @contextlib.contextmanager
     def watch(self):
-        before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = processes.handlers(self._note)
+        before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def came(self, step: int) -> bool:
+        """Whether to stop at this step; the same on all processes, whichever of them was told."""
+        if self.name is None and processes.stop_here(step):
+            self.name = signal.SIGTERM.name
+        return self.name is not None
 
 
 class Window:
@@ -156,7 +164,7 @@ def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, A
 def first_bad_leaf(arrays: Params) -> str | None:
     """The name of the first leaf that holds a NaN or an infinity."""
     for name, leaf in zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True):
-        if not np.isfinite(np.asarray(leaf)).all():
+        if not bool(jnp.isfinite(leaf).all()):
             return name
     return None
 
@@ -174,7 +182,9 @@ def train(run: Run, workdir: str | Path) -> int:
         saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir, run.keep)))
         state, layouts = start_state(run, saved)
         at = int(state.step)
-        log = stack.enter_context(contextlib.closing(logs.Logs(workdir, at, run.steps)))
+        writer = logs.Logs if processes.first() else logs.Silent
+        log = stack.enter_context(contextlib.closing(writer(workdir, at, run.steps)))
+        _check_agreement(state)
         _greet(run, state, log)
         replicated = sharding.replicated(run.mesh)
         make_step = functools.partial(
@@ -184,11 +194,11 @@ def train(run: Run, workdir: str | Path) -> int:
             (layouts, replicated),
         )
         train_step = None
-        key = jax.device_put(jax.random.key(run.seed + 1), replicated)
+        key = jax.jit(lambda: jax.random.key(run.seed + 1), out_shardings=replicated)()
         window, first, stepping = Window(), at + 1, False
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
         try:
-            while at < run.steps and interrupt.name is None:
+            while at < run.steps and not interrupt.came(at):
                 batch = sharding.place(run.mesh, window.next_of(batches))
                 stepping = True
                 train_step = train_step or make_step((state, run.frozen, batch, key))
@@ -210,7 +220,8 @@ def train(run: Run, workdir: str | Path) -> int:
                     saved.save(state)
                 _tell_saved(saved, log)
         except Exception as error:
-            if not stepping and not isinstance(error, jax.errors.JaxRuntimeError):
+            alone = not processes.several()  # others would not come to save with this one
+            if alone and not stepping and not isinstance(error, jax.errors.JaxRuntimeError):
                 _rescue(saved, state, log)
             raise
         saved.save(state)
@@ -223,6 +234,14 @@ def train(run: Run, workdir: str | Path) -> int:
     return at
 
 
+def _check_agreement(state: TrainState) -> None:
+    """Raises: TrainingStopped: the processes do not start from the same parameters."""
+    try:
+        processes.agree_on_arrays("the parameter", state.params)
+    except ValueError as error:
+        raise TrainingStopped(str(error)) from error
+
+
 def _greet(run: Run, state: TrainState, log: logs.Logs) -> None:
     at = int(state.step)
     if at:
@@ -232,7 +251,8 @@ def _greet(run: Run, state: TrainState, log: logs.Logs) -> None:
     devices = run.mesh.devices
     shape = " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items() if v > 1)
     kind = f"{devices.size} {devices.flat[0].device_kind} device(s)"
-    log.say(f"{count:,} parameters on {kind}{f': {shape}' if shape else ''}")
+    among = f" of {jax.process_count()} processes" if processes.several() else ""
+    log.say(f"{count:,} parameters on {kind}{among}{f': {shape}' if shape else ''}")
 
 
 def _evaluate(run: Run, state: TrainState, at: int, log: logs.Logs) -> None:
