@@ -115,7 +115,10 @@ def described(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype).name), tree)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "text", "label", "sdxl"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("text", "label", "sdxl")]
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", *SLOW])
 def test_a_plan_has_the_shapes_of_the_run(kind, tmp_path):
     large = kind == "sdxl"
     config = (

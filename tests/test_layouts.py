@@ -30,6 +30,7 @@ LAYOUTS = {
     "space": (dict(data=2, space=4), ((".*", "replicate"),)),
     "slices": (dict(data=2, fsdp=4, dcn=dict(data=2)), ((".*", "fsdp"),)),
 }
+LARGE = 14  # leaves of 64 elements and more: every kernel, and the bias of ff/in
 
 
 class Network(nn.Module):
@@ -102,14 +103,13 @@ def test_a_layout_learns_what_one_device_does(name, monkeypatch):
     axes, rules = LAYOUTS[name]
     mesh = sharding.make_mesh(**axes)
     losses, state, taken = learnt(mesh, rules)
-    np.testing.assert_allclose(losses, on_one_device(), rtol=1e-6)
+    np.testing.assert_allclose(losses, on_one_device(), rtol=3e-6)  # sums in another order
     params, ema, moments = split(state.params), split(state.ema), split(state.opt_state)
     kinds = set(
         re.findall(
             r"\b(all-reduce|all-gather|reduce-scatter|collective-permute)\b", taken.as_text()
         )
     )
-    count = len(jax.tree.leaves(state.params))
     if name in ("data", "space"):
         assert params == ema == moments == {}
         assert "all-gather" not in kinds or name == "space"
@@ -117,11 +117,13 @@ def test_a_layout_learns_what_one_device_does(name, monkeypatch):
         assert "collective-permute" in kinds  # what convolutions exchange between neighbours
     if name in ("fsdp", "slices"):
         assert params == ema
-        assert count / 2 < len(params["fsdp"]) == len(moments["fsdp"]) / 2
+        assert len(params["fsdp"]) == LARGE
+        assert len(moments["fsdp"]) == 2 * LARGE
         assert "all-gather" in kinds
     if name == "zero1":
         assert params == {}
-        assert count / 2 < len(ema["fsdp"]) == len(moments["fsdp"]) / 2
+        assert len(ema["fsdp"]) == LARGE
+        assert len(moments["fsdp"]) == 2 * LARGE
     if name == "tensor":
         assert params == ema
         assert len(params["tensor"]) == 11  # twice q, k, v and out; in, its bias, and out

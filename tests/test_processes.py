@@ -72,12 +72,11 @@ def two(argv_of, before="", devices=4):
         cli.run(train.main, train.FLAGS)
     """)
     environment = tiny.environment() | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    del environment["JAX_COMPILATION_CACHE_DIR"]  # two would write at once
     meeting = [f"--coordinator=localhost:{port}", "--num_processes=2"]
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, *map(str, argv_of(i)), *meeting, f"--process_id={i}"],
-            env=environment | {"JAX_COMPILATION_CACHE_DIR": str(tiny.scratch() / f"compiled_{i}")},
+            env=environment,
             cwd=tiny.scratch(),
             stderr=subprocess.PIPE,
             text=True,
@@ -97,7 +96,7 @@ def ended(both):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "autoencoder"])
+@pytest.mark.parametrize("kind", ["pixels", "text"])
 def test_two_processes_learn_what_one_does(kind, tmp_path):
     one, many = tmp_path / "one", tmp_path / "two"
     more = ("--config.steps=4", "--config.log.evaluate=4")
@@ -133,8 +132,8 @@ def test_two_processes_learn_what_one_does(kind, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
-    run = tmp_path / "run"
-    argv = tiny.arguments("autoencoder", run, "--config.steps=100000", "--config.log.save=100000")
+    run, endless = tmp_path / "run", ("steps", "log.save", "log.evaluate")
+    argv = tiny.arguments("pixels", run, *(f"--config.{k}=100000" for k in endless))
     both = two(lambda i: argv)
     until = time.monotonic() + 200
     while time.monotonic() < until and not ((run / "metrics.jsonl").is_file() and losses(run)):
