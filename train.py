@@ -3,7 +3,8 @@
     python train.py --config configs/demo_autoencoder.py --workdir runs/demo/autoencoder
     python train.py --config configs/demo.py --workdir runs/demo/model --config.optimizer.lr=5e-4
 
-The same command resumes. Ctrl-C or SIGTERM saves first.
+The same command resumes. Ctrl-C or SIGTERM saves first. Of several processes each gets the same command; docs/scale.md
+shows how.
 """
 
 import sys
@@ -27,6 +28,19 @@ WORKDIR = flags.DEFINE_string(
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:STOP, steps to trace into WORKDIR/profile", flag_values=FLAGS
 )
+DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    False,
+    "one of several processes, told so by SLURM, Open MPI, GKE or a TPU pod",
+    flag_values=FLAGS,
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT where process 0 listens", flag_values=FLAGS
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "which process this is", flag_values=FLAGS)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many processes train together", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,8 +51,9 @@ def main(argv: list[str]) -> None:
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
         cli.required(CONFIG, WORKDIR)
         from ldm_jax import build
-        from ldm_jax.training import checkpoints, loop, profile
+        from ldm_jax.training import checkpoints, loop, processes, profile
 
+        processes.meet(DISTRIBUTED.value, COORDINATOR.value, PROCESS_ID.value, NUM_PROCESSES.value)
         traced = profile.steps_of(PROFILE.value)
         run = build.run(CONFIG.value, WORKDIR.value)
     try:

@@ -10,7 +10,7 @@ PARAMS = {"net": {"dense": {"kernel": jnp.ones((256, 128)), "bias": jnp.ones((12
 
 def test_an_axis_of_minus_one_takes_the_rest():
     mesh = sharding.make_mesh(data=-1, tensor=2)
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "space": 1, "tensor": 2}
 
 
 @pytest.mark.parametrize("axes", [dict(data=3), dict(data=-1, fsdp=3), dict(data=-1, fsdp=-1)])

@@ -114,3 +114,35 @@ def test_muon_takes_orthogonal_steps_with_kernels_and_adams_with_the_rest():
     for part in (("conv_out", "kernel"), ("norm", "scale"), ("token", "embedding")):
         got, g = net[part[0]][part[1]], gradient["net"][part[0]][part[1]]
         np.testing.assert_allclose(got, -0.25 * ahead * np.sign(g), rtol=1e-4)
+
+
+def kernels():
+    params = {"net": {"kernel": jnp.full((6, 4), 0.5), "bias": jnp.array([0.1, -0.2, 0.3, 2.0])}}
+    a, b = jnp.array([1.0, -2.0, 0.5, 3.0, 1.5, -1.0]), jnp.array([0.2, -1.0, 2.0, 0.7])
+    return params, {"net": {"kernel": a[:, None] * b, "bias": b}}
+
+
+def test_lions_first_step_is_the_sign_and_the_decay():
+    params, gradient = kernels()
+    tx = optimizer.lion(steps=10, lr=0.1, weight_decay=0.5)
+    updates, state = tx.update(gradient, tx.init(params), params)
+    for name, p in params["net"].items():
+        expected = -0.1 * (jnp.sign(gradient["net"][name]) + 0.5 * p)
+        np.testing.assert_allclose(updates["net"][name], expected, rtol=1e-5)
+    floats = [a for a in jax.tree.leaves(state) if a.dtype == jnp.float32]
+    assert sum(a.size for a in floats) == 6 * 4 + 4  # one array a parameter
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_adafactor_keeps_rows_and_columns_and_is_exact_for_gradients_of_rank_one(relative):
+    params, gradient = kernels()
+    tx = optimizer.adafactor(steps=10, lr=0.1, min_size=4, relative=relative)
+    start = tx.init(params)
+    updates, _ = tx.update(gradient, start, params)
+    for name, p in params["net"].items():
+        # The decay after one step is 0, so the second moment is the gradient's own square.
+        scale = jnp.sqrt(jnp.mean(p**2)) if relative else 1.0
+        expected = -0.1 * scale * jnp.sign(gradient["net"][name])
+        np.testing.assert_allclose(updates["net"][name], expected, rtol=1e-4)
+    sizes = [a.size for a in jax.tree.leaves(start) if a.dtype == jnp.float32]
+    assert sum(sizes) < 6 * 4  # 6 + 4 for the matrix, 4 for the vector, and placeholders

@@ -103,6 +103,15 @@ def unconditional():
     return c
 
 
+def pixels():
+    """Without a first stage: what compiles soonest."""
+    c = unconditional()
+    c.codec = dict(name="identity")
+    c.model.update(middle=0, heads=None)
+    c.sampler.steps = 2
+    return c
+
+
 def text():
     """Stage 2, conditioned on the captions."""
     c = unconditional()
@@ -184,7 +193,7 @@ def config_of(kind):
     """A config of this file with its data and its autoencoder in place."""
     config = get_config(kind)
     config.data.source.path = str(shared_classes() if kind == "label" else shared_pictures())
-    if "codec" in config:
+    if "run" in config.get("codec", {}):
         config.codec.run = str(shared_autoencoder())
     return config
 
@@ -204,7 +213,7 @@ def arguments(kind, workdir, *more):
     """The arguments of train.py for a config of this file."""
     config = config_of(kind)
     given = [f"--config.data.source.path={config.data.source.path}"]
-    if "codec" in config:
+    if "run" in config.get("codec", {}):
         given.append(f"--config.codec.run={config.codec.run}")
     return ["--config", f"{__file__}:{kind}", "--workdir", str(workdir), *given, *more]
 

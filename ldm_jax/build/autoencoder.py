@@ -1,5 +1,6 @@
 """Stage 1: the run of an autoencoder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ldm_jax.build import parts, workdir
 from ldm_jax.build.sections import checked, make, section
 from ldm_jax.models import features
 from ldm_jax.training import evaluation, loop, sharding
-from ldm_jax.types import Params
+from ldm_jax.types import Loss, Params
 
 PERCEPTUAL = dict(weight=float, random_init=int)
 
@@ -44,21 +45,39 @@ def init(config: ConfigDict, key: jax.Array) -> Params:
     return params
 
 
-def _perceptual(config: ConfigDict) -> tuple[dict[str, Any], Params]:
-    """The loss's arguments for the perceptual term, and the arrays of its feature network."""
+def _perceptual(config: ConfigDict) -> tuple[dict[str, Any], Callable[[], Params]]:
+    """The loss's arguments for the perceptual term, and what makes the arrays of its feature network."""
     if "perceptual" not in config:
-        return {}, {}
+        return {}, dict
     given = section(config.perceptual, "perceptual")
     own = {k: given.pop(k) for k in PERCEPTUAL if k in given}
     checked("perceptual", own, PERCEPTUAL, needed=PERCEPTUAL)
     network = make("models", given.pop("name"), **given)
-    key = jax.random.key(own["random_init"])
-    arrays = network.init(key, jnp.zeros((1, *data_shape(config))))
+
+    def make_arrays():
+        key = jax.random.key(own["random_init"])
+        return network.init(key, jnp.zeros((1, *data_shape(config))))
 
     def distance(arrays, x, y):
         return features.perceptual_distance(lambda x: network.apply(arrays, x), x, y)
 
-    return dict(perceptual=distance, perceptual_weight=float(own["weight"])), arrays
+    return dict(perceptual=distance, perceptual_weight=float(own["weight"])), make_arrays
+
+
+def loss(config: ConfigDict) -> tuple[Loss, Callable[[], Params]]:
+    """The loss by the config's objective, and what makes the arrays that it uses and does not train."""
+    options, make_arrays = _perceptual(config)
+    objective = section(config.objective, "objective")
+    objective.pop("name")
+    made = make(
+        "training",
+        "autoencoder_loss.autoencoder_loss",
+        model=model(config),
+        discriminator=discriminator(config),
+        **objective,
+        **options,
+    )
+    return made, make_arrays
 
 
 def run(config: ConfigDict, directory: Path) -> loop.Run:
@@ -70,28 +89,17 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     source = parts.source(config)
     workdir.compare(config, source, directory)
     kept = parts.kept_step(config, mesh, source)
-    autoencoder = model(config)
-    options, arrays = _perceptual(config)
-    objective = section(config.objective, "objective")
-    objective.pop("name")
-    loss = make(
-        "training",
-        "autoencoder_loss.autoencoder_loss",
-        model=autoencoder,
-        discriminator=discriminator(config),
-        **objective,
-        **options,
-    )
+    of_config, make_arrays = loss(config)
     fixed = parts.validation_batches(config, fields=())
     shown = parts.log_options(config)["samples"]
     made = parts.run(
         config,
         mesh=mesh,
         init=lambda key: init(config, key),
-        loss=loss,
-        frozen=jax.device_put(arrays, sharding.replicated(mesh)),
+        loss=of_config,
+        frozen=jax.device_put(make_arrays(), sharding.replicated(mesh)),
         batches=parts.batches(config, source, fields=()).iterate,
-        evaluate=evaluation.autoencoder(autoencoder, mesh, fixed, shown),
+        evaluate=evaluation.autoencoder(model(config), mesh, fixed, shown),
         example=fixed[0],
         kept=kept,
     )

@@ -21,7 +21,7 @@ from ldm_jax.data import tokenizer as text
 from ldm_jax.diffusion import objectives, process
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Pipeline
-from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, sharding
+from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, processes, sharding
 from ldm_jax.types import Batch, Params
 
 Named = str | dict  # a section
@@ -136,11 +136,12 @@ def assembled(config: ConfigDict, coder: codec.Codec, provided: dict[str, Any]) 
     return LatentDiffusion(network, conditioner(config, provided), coder, path, target)
 
 
-def measure_scale(encode: Any, arrays: Params, batches: Sequence[np.ndarray]) -> float:
-    """1 / the standard deviation of the latents of these batches."""
+def measure_scale(encode: Any, arrays: Params, batches: Sequence[jax.Array]) -> float:
+    """1 / the standard deviation of the latents of these batches, which lie on the mesh."""
     encode = jax.jit(encode)
     z = [
-        np.asarray(encode(arrays, x, jax.random.key(i)), np.float64) for i, x in enumerate(batches)
+        processes.fetch(encode(arrays, x, jax.random.key(i))).astype(np.float64)
+        for i, x in enumerate(batches)
     ]
     return float(1.0 / np.std(np.stack(z)))
 
@@ -152,7 +153,12 @@ def stored(directory: Path) -> dict[str, Any] | None:
 
 
 def with_scale(
-    coder: codec.Codec, arrays: Params, origin: dict[str, Any], directory: Path, batches: Any = None
+    coder: codec.Codec,
+    arrays: Params,
+    origin: dict[str, Any],
+    directory: Path,
+    mesh: Mesh,
+    batches: Any = None,
 ) -> Params:
     """The codec's arrays with the scale of the run: measured once on the first batches, then read from `codec.json`.
 
@@ -162,15 +168,18 @@ def with_scale(
     if not origin:
         return arrays
     path = directory / "codec.json"
-    if stored(directory) is None:
+    before = stored(directory)
+    if before is not None:
+        scale = before["scale"]
+    else:
         if batches is None:
             raise FileNotFoundError(
                 f"{path} is missing; the run in {directory} is incomplete, train it anew"
             )
         count = min(SCALE_BATCHES, len(batches))
-        scale = measure_scale(coder.encode, arrays, [batches[i]["x"] for i in range(count)])
+        first = [sharding.place(mesh, {"x": batches[i]["x"]})["x"] for i in range(count)]
+        scale = measure_scale(coder.encode, arrays, first)
         workdir.remember(path, origin | {"scale": scale})
-    scale = stored(directory)["scale"]
     logging.info("latents of %s are multiplied by %.5f", origin["run"], scale)
     return arrays | {"scale": jnp.asarray(scale, jnp.float32)}
 
@@ -233,26 +242,25 @@ def learning(
     *,
     mesh: Mesh,
     fixed: Sequence[dict[str, np.ndarray]],
+    shown: dict[str, np.ndarray],
     captions: Sequence[str] | None,
     together: Sequence[str] = (),
     whole: Callable[..., Any] = lambda f: f,
     **more: Any,
 ) -> loop.Run:
-    """The run of a model by the config's objective; `fixed` and their `captions` are for validation.
+    """The run of a model by the config's objective; `fixed` are for validation, `shown` and their `captions` are drawn.
 
     `whole` turns functions of the model's parameters and the codec's arrays into functions of what the run trains and
     what it does not; `together` is `diffusion_loss`'s, and the rest `parts.run`'s.
     """
     objective_, drop = objective(config, of)
-    count = min(parts.log_options(config)["samples"], len(fixed[0]["x"]))
     validation = diffusion_loss.diffusion_loss(of, objective_, 0.0, train=False)
-    draw = sampler.drawer(config, of, latent_shape(config, of.codec), mesh, fixed[0], count)
-    shown = None if captions is None else captions[:count]
+    draw = sampler.drawer(config, of, latent_shape(config, of.codec), mesh, shown)
     return parts.run(
         config,
         mesh=mesh,
         loss=whole(diffusion_loss.diffusion_loss(of, objective_, drop, together=together)),
-        evaluate=evaluation.diffusion(whole(validation), mesh, fixed, whole(draw), shown),
+        evaluate=evaluation.diffusion(whole(validation), mesh, fixed, whole(draw), captions),
         example=fixed[0],
         **more,
     )
@@ -273,14 +281,16 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     batches = parts.batches(config, source, **reading)
     fixed = parts.validation_batches(config, **reading)
+    shown = parts.bare(parts.shown(config, **reading), 0)
     captions = None
     if trained is not None:
-        captions = [trained.decode(ids) for ids in fixed[0]["tokens"]]
+        captions = [trained.decode(ids) for ids in shown["tokens"]]
     made = learning(
         config,
         of,
         mesh=mesh,
         fixed=fixed,
+        shown=shown,
         captions=captions,
         init=functools.partial(init, config, of, provided),
         frozen=jax.device_put(arrays, sharding.replicated(mesh)),
@@ -289,7 +299,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     )
     workdir.claim(config, source, directory)
     keep_tokenizer(trained, directory)
-    scaled = with_scale(of.codec, made.frozen, origin, directory, batches)
+    scaled = with_scale(of.codec, made.frozen, origin, directory, mesh, batches)
     return made._replace(frozen=jax.device_put(scaled, sharding.replicated(mesh)))
 
 
@@ -299,7 +309,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     if names := workdir.classes(directory):
         provided["classes"] = len(names)
     of, arrays, origin = model(config, mesh, directory, provided)
-    arrays = with_scale(of.codec, arrays, origin, directory)
+    arrays = with_scale(of.codec, arrays, origin, directory, mesh)
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, shardings, step)

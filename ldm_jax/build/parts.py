@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from beartype.door import is_bearable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ from ldm_jax.build.workdir import GUARDS, LOG, TOLD
 from ldm_jax.data import latents
 from ldm_jax.data import pipeline as input_pipeline
 from ldm_jax.nn import once
-from ldm_jax.training import checkpoints, compiled, guards, loop, sharding
+from ldm_jax.training import checkpoints, compiled, guards, loop, processes, sharding
 from ldm_jax.types import Loss, Params
 
 PIPELINE = dict(
@@ -31,6 +32,7 @@ PIPELINE = dict(
 )
 DATA = dict(source=dict | str, validation=dict, cached=str) | PIPELINE
 SPLITS = ("train", "validation")  # of a cache
+MESH = dict.fromkeys(sharding.AXES, int) | dict(dcn=dict)
 OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
 
 
@@ -45,8 +47,11 @@ def data(config: ConfigDict) -> dict[str, Any]:
     return checked("data", config.data, DATA, needed=("source", "validation", "batch", "size"))
 
 
-def mesh(config: ConfigDict) -> Mesh:
-    return sharding.make_mesh(**checked("mesh", config.mesh, dict.fromkeys(sharding.AXES, int)))
+def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The config's mesh, over all devices unless some are given."""
+    given = checked("mesh", config.mesh, MESH)
+    checked("mesh.dcn", given.get("dcn", {}), dict.fromkeys(sharding.AXES, int))
+    return sharding.make_mesh(**given, devices=devices)
 
 
 def source(config: ConfigDict, **override: Any) -> Any:
@@ -101,9 +106,11 @@ def view(config: ConfigDict) -> tuple[tuple[int, int], str, bool]:
 
 
 def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
-    """The input pipeline over a source, sharded by process; `fields` are those that a conditioner reads."""
+    """The input pipeline over a source, this process's share of it; `fields` are those that a conditioner reads."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
-    options |= dict(process_index=jax.process_index(), process_count=jax.process_count())
+    if processes.several():
+        index, count = sharding.share(mesh(config))
+        options |= dict(process_index=index, process_count=count)
     made = {"tokens", *more.get("texts", ()), "masked"}  # of captions, and by the codec
     options |= dict(fields=tuple(f for f in fields if f not in made))
     options |= dict(seed=config.seed) | more
@@ -127,10 +134,20 @@ def validation_batches(config: ConfigDict, **more: Any) -> list[dict[str, np.nda
     return first_batches(config, validation(config, **more))
 
 
+def shown(config: ConfigDict, **more: Any) -> Any:
+    """The first examples of the validation source as one batch, whole on every process: what samples are shown of."""
+    count = min(log_options(config)["samples"], data(config)["batch"])
+    return validation(config, batch=count, process_index=0, process_count=1, **more)
+
+
 def first_batches(config: ConfigDict, of: Any) -> list[dict[str, np.ndarray]]:
     """As many as the log's section asks for."""
-    taken = [of[i] for i in range(log_options(config)["batches"])]
-    return [{k: v for k, v in batch.items() if not k.startswith("_")} for batch in taken]
+    return [bare(of, i) for i in range(log_options(config)["batches"])]
+
+
+def bare(of: Any, step: int) -> dict[str, np.ndarray]:
+    """A batch without what is told about it."""
+    return {k: v for k, v in of[step].items() if not k.startswith("_")}
 
 
 def kept_step(
@@ -162,6 +179,28 @@ def operations(loss: Loss, *shapes: Any) -> int:
         return flops.flops(jax.value_and_grad(loss, has_aux=True), *shapes)
 
 
+def optimizer_of(config: ConfigDict) -> tuple[optax.GradientTransformation, float, int]:
+    """The optimizer, the decay of the moving average, and the micro-batches of a step."""
+    options = section(config.optimizer, "optimizer")
+    extra = {k: options.pop(k) for k in OPTIMIZER if k in options}
+    checked("optimizer", extra, OPTIMIZER)
+    ema, accumulate = float(extra.get("ema", 0.9999)), extra.get("accumulate", 1)
+    if not 0.0 <= ema < 1.0:
+        raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
+    name = f"optimizer.{options.pop('name')}"
+    return make("training", name, steps=config.steps, **options), ema, accumulate
+
+
+def rules_of(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
+    """The rules of the layout."""
+    rules = plain(config.sharding)
+    if not is_bearable(rules, tuple[tuple[str, str | tuple[str | None, ...]], ...]):
+        raise ValueError(
+            f"sharding = {rules!r} is no list of (regex, layout), such as (('.*', 'fsdp'),)"
+        )
+    return rules
+
+
 def run(
     config: ConfigDict,
     *,
@@ -184,21 +223,12 @@ def run(
       ValueError: the batch does not divide over the mesh, a rule of the sharding fits no parameter, or shapes that do
         not fit each other.
     """
-    options = section(config.optimizer, "optimizer")
-    extra = {k: options.pop(k) for k in OPTIMIZER if k in options}
-    checked("optimizer", extra, OPTIMIZER)
-    ema, accumulate = float(extra.get("ema", 0.9999)), extra.get("accumulate", 1)
-    if not 0.0 <= ema < 1.0:
-        raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
-    optimizer = make("training", f"optimizer.{options.pop('name')}", steps=config.steps, **options)
+    optimizer, ema, accumulate = optimizer_of(config)
     log, watched = log_options(config), guards_of(config)
     batch = data(config)["batch"]
     sharding.check_batch(batch, mesh, accumulate)
-    rules = plain(config.sharding)
-    if not is_bearable(rules, tuple[tuple[str, str | tuple[str | None, ...]], ...]):
-        raise ValueError(
-            f"sharding = {rules!r} is no list of (regex, layout), such as (('.*', 'fsdp'),)"
-        )
+    sharding.check_space(example["x"].shape[1:-1], mesh)
+    rules = rules_of(config)
     init = jax.jit(init)  # traced once: here, for the state's shapes, and for the state
     shapes = jax.eval_shape(init, jax.random.key(0))
     sharding.layouts(mesh, rules, shapes)

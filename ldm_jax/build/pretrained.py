@@ -39,7 +39,7 @@ SECTION = dict(
     config=str,
     tokenizers=tuple[str, ...],
     dtype=str,
-    remat=bool,
+    remat=bool | str,
     train_text_encoder=bool,
 )
 DEFAULTS = dict(
@@ -208,13 +208,14 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
             params["conditioner"] = start.conditioner(of, weights, layouts["conditioner"])
         return params
 
-    fixed = parts.validation(config, **reading)
+    shown = parts.shown(config, **reading)
     made = diffusion.learning(
         config,
         trained_on,
         mesh=mesh,
-        fixed=parts.first_batches(config, fixed),
-        captions=fixed.captions(0) if of.texts else None,
+        fixed=parts.validation_batches(config, **reading),
+        shown=parts.bare(shown, 0),
+        captions=shown.captions(0) if of.texts else None,
         together=tuple(of.texts),
         whole=diffusion_loss.with_frozen,
         init=init,

@@ -24,7 +24,7 @@ from ldm_jax.diffusion import grids, samplers, solvers, spacings
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
 from ldm_jax.tasks import Sampling, make_sampler
-from ldm_jax.training import sharding
+from ldm_jax.training import processes, sharding
 from ldm_jax.types import Params
 
 SAMPLER = dict(
@@ -199,22 +199,23 @@ def drawer(
     of: LatentDiffusion,
     shape: tuple[int, ...],
     mesh: Mesh,
-    fixed: dict[str, np.ndarray],
-    count: int,
+    shown: dict[str, np.ndarray],
 ) -> Callable[[Params, Params], np.ndarray]:
-    """`(params, frozen) -> samples` for the conditions of a fixed batch and fixed seeds; `shape` is a latent's.
+    """`(params, frozen) -> samples` for the conditions of `shown` and fixed seeds; `shape` is a latent's.
 
-    Autoguidance is left out: its weaker model may be a checkpoint that is still to come.
+    Every process has all of `shown`, and gets all samples. Autoguidance is left out: its weaker model may be a
+    checkpoint that is still to come.
     """
     how = sampling(config, of)
     sample = make_sampler(of, shape, how)
-    rows = np.arange(sharding.round_up(count, mesh)) % len(fixed["x"])
-    placed = sharding.place(mesh, {k: v[rows] for k, v in fixed.items()})
+    count = len(shown["x"])
+    rows = np.arange(sharding.round_up(count, mesh)) % count
+    placed = sharding.spread(mesh, {k: v[rows] for k, v in shown.items()})
     keys = jax.random.split(jax.random.key(config.seed), len(rows))
 
     def draw(params, frozen):
         scale = jnp.float32(how.guidance)
         drawn = sample(params, frozen, placed, keys, how.points, scale, how.traced())
-        return np.asarray(drawn.x)[:count]
+        return processes.fetch(drawn.x)[:count]
 
     return draw

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ldm_jax.build.sections import checked, did_you_mean, plain, section
+from ldm_jax.training import processes
 
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
 COMMON |= {"guards"}
@@ -64,9 +65,13 @@ def compare(config: ConfigDict, source: Any, workdir: str | Path) -> None:
     """Looks whether the run in a work directory, if there is one, is the same; writes nothing.
 
     Raises:
-      ValueError: the directory belongs to a run of another config, or one on other data.
+      ValueError: the directory belongs to a run of another config, or one on other data; or several processes do not
+        agree on these.
     """
     path = Path(workdir) / "config.json"
+    before = path.read_text() if path.is_file() else "nothing"
+    agreed = {"the config": config_hash(config), "the data": source.fingerprint}
+    processes.agree(agreed | {"the work directory": before})
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise ValueError(f"{workdir} is a file; give a folder as --workdir")
     if path.is_file():
@@ -99,7 +104,9 @@ def _as_json(config: ConfigDict) -> Any:
 
 
 def remember(path: Path, value: Any) -> None:
-    """Writes JSON at once or not at all."""
+    """Writes JSON at once or not at all; of several processes the first one does."""
+    if not processes.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")

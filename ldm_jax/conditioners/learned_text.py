@@ -34,7 +34,7 @@ class Text(nn.Module):
     )
     field: str = "tokens"
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     @property
     def fields(self) -> tuple[str, ...]:

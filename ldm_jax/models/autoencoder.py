@@ -190,7 +190,7 @@ class KLAutoencoder(nn.Module):
     stride: conv.PerAxis = 2  # between levels; (1, 2, 2) keeps the frames of a video
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each block in the backward pass
+    remat: bool | str = False  # recompute each block in the backward pass; or a name of `once.KEEP`
     use_quant_conv: bool = True  # the matrix between encoder and latents ...
     use_post_quant_conv: bool = True  # ... and the one between latents and decoder
 

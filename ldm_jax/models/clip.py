@@ -116,7 +116,7 @@ class TextEncoder(nn.Module):
     eos: int | None = None
     eps: float = attention.LAYER_NORM_EPS
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: bool | str = False  # recompute each layer in the backward pass; or a name of `once.KEEP`
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b n"], skip: int = 0, norm: bool = True) -> TextOutput:
@@ -166,7 +166,7 @@ class VisionEncoder(nn.Module):
     projection: int | None = None  # width of the pooled vector; None: the state as it is
     eps: float = attention.LAYER_NORM_EPS
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: bool | str = False  # recompute each layer in the backward pass; or a name of `once.KEEP`
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], skip: int = 0) -> VisionOutput:

@@ -60,7 +60,7 @@ class TextTransformer(nn.Module):
     head_dim: int = 64
     embedding_std: float = 0.02  # of token and position embeddings at the start
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: bool | str = False  # recompute each layer in the backward pass; or a name of `once.KEEP`
 
     @nn.compact
     def __call__(

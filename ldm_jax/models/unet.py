@@ -125,7 +125,7 @@ class UNet(nn.Module):
     vector_from: Literal["mlp", "table"] = "mlp"  # how it reaches the time embedding's width
     coordinates: bool = False  # the input also has its positions, [-1, 1] along each axis
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each block in the backward pass
+    remat: bool | str = False  # recompute each block in the backward pass; or a name of `once.KEEP`
     only_cross: Sequence[bool] = ()  # for each level: its transformers read nothing but tokens
     eps: float = 1e-5  # of the norms of residual blocks and of the output
 

@@ -73,7 +73,7 @@ class VQAutoencoder(nn.Module):
     stride: conv.PerAxis = 2  # between levels; (1, 2, 2) keeps the frames of a video
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each block in the backward pass
+    remat: bool | str = False  # recompute each block in the backward pass; or a name of `once.KEEP`
     beta: float = 0.25  # see `codebook_loss`
 
     def __post_init__(self):

@@ -143,7 +143,9 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute each transformer block in the backward pass
+    remat: bool | str = (
+        False  # recompute each transformer block in the backward pass; or a name of `once.KEEP`
+    )
     only_cross: bool = False  # no attention between positions: both attentions read tokens
 
     @nn.compact

@@ -50,7 +50,7 @@ class Start(NamedTuple):
 
 
 def from_folder(
-    path: str | Path, variant: str = "", dtype: Any = "float32", remat: bool = False
+    path: str | Path, variant: str = "", dtype: Any = "float32", remat: bool | str = False
 ) -> Start:
     """The model of a folder that diffusers wrote; `variant` is of its files' names, the rest as in `from_source`.
 
@@ -65,7 +65,7 @@ def from_file(
     config: str | Path = "",
     tokenizers: Sequence[str | Path] = (),
     dtype: Any = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> Start:
     """The model of a single file in the original layout; `config` and `tokenizers` as in `load.from_pretrained`.
 
@@ -76,11 +76,12 @@ def from_file(
     return from_source(source, path, dtype, remat)
 
 
-def from_source(source: sources.Source, path: str | Path, dtype: Any, remat: bool) -> Start:
+def from_source(source: sources.Source, path: str | Path, dtype: Any, remat: bool | str) -> Start:
     """The model of what was found at `path`, which computes in `dtype`.
 
     The autoencoder computes in float32 where its config asks for that: its latents are the data. With `remat` the
-    backward pass computes the network's blocks anew instead of keeping their activations.
+    backward pass computes the network's blocks anew instead of keeping their activations, but for those that a name
+    of `once.KEEP` keeps.
 
     Raises:
       ValueError: an unknown type, or a model that is not text-to-image or not known here.

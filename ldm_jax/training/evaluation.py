@@ -1,5 +1,6 @@
 """What is measured while a run trains, on batches and noise that never change."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,16 +29,17 @@ def autoencoder(
 ) -> Callable[[Params, Params], Evaluation]:
     """PSNR (dB) and SSIM of the reconstructions from the posterior's mean; originals above reconstructions."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def reconstruct(params, x):
         z = model.apply({"params": params}, x, method="encode").mean
         y = jnp.clip(model.apply({"params": params}, z, method="decode"), -1.0, 1.0)
-        return y, {"psnr": jnp.mean(metrics.psnr(x, y)), "ssim": jnp.mean(metrics.ssim(x, y))}
+        scalars = {"psnr": jnp.mean(metrics.psnr(x, y)), "ssim": jnp.mean(metrics.ssim(x, y))}
+        return x[:shown], y[:shown], scalars
 
     def evaluate(params, frozen):
         results = [reconstruct(params["gen"], sharding.place(mesh, b)["x"]) for b in batches]
-        scalars = {f"validation/{k}": v for k, v in _mean([r[1] for r in results]).items()}
-        x, y = batches[0]["x"][:shown], np.asarray(results[0][0])[:shown]
+        scalars = {f"validation/{k}": v for k, v in _mean([r[2] for r in results]).items()}
+        x, y, _ = jax.device_get(results[0])
         both = media.to_uint8(np.concatenate([x, y]))
         return Evaluation(scalars, {"reconstructions": media.grid(both, columns=len(x))})
 
@@ -53,7 +55,10 @@ def diffusion(
 ) -> Callable[[Params, Params], Evaluation]:
     """The loss on fixed times and noise, and a grid of samples with fixed seeds: `draw(params, frozen)`, in [-1, 1]."""
     at = jnp.zeros((), jnp.int32)
-    measure = jax.jit(lambda params, frozen, batch, key: loss(params, frozen, batch, key, at)[0])
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def measure(params, frozen, batch, key):
+        return loss(params, frozen, batch, key, at)[0]
 
     def evaluate(params, frozen):
         losses = [

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_jax.training import processes
+
 CAUSES = ("train", "data", "compile", "evaluate", "save", "start", "lost")
 MARKS = 1000  # lines of the log whose time is remembered, for steps that may be lost
 
@@ -77,8 +79,10 @@ class Clock:
         return {"goodput": shares.pop("goodput/train")} | shares
 
     def write(self, step: int) -> None:
-        """Keeps the sums, and what training up to this step took."""
+        """Keeps the sums, and what training up to this step took; of several processes the first does."""
         self.turn(self.cause)
+        if not processes.first():
+            return
         self._marks = [mark for mark in self._marks if mark[0] < step][-MARKS:]
         self._marks.append([step, self.seconds["train"]])
         kept = {"starts": self.starts, "seconds": self.seconds, "marks": self._marks}

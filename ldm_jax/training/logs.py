@@ -28,6 +28,28 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in plain.items()}
 
 
+class Silent:
+    """Stands in for `Logs` in all processes but the first."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Logs:
     """Writes below `workdir`. On resume, lines of steps that will be run again are dropped first."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -25,6 +26,7 @@ from ldm_jax.training import (
     goodput,
     guards,
     logs,
+    processes,
     profile,
     sharding,
     speed,
@@ -84,12 +86,19 @@ class Interrupt:
 
     @contextlib.contextmanager
     def watch(self):
-        before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = processes.handlers(self._note)
+        before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def came(self, step: int) -> bool:
+        """Whether to stop at this step; the same on all processes, whichever of them was told."""
+        if self.name is None and processes.stop_here(step):
+            self.name = signal.SIGTERM.name
+        return self.name is not None
 
 
 class Window:
@@ -168,7 +177,7 @@ def start_state(run: Run, saved: checkpoints.Checkpoints) -> tuple[TrainState, A
 def first_bad_leaf(arrays: Params) -> str | None:
     """The name of the first leaf that holds a NaN or an infinity."""
     for name, leaf in zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True):
-        if not np.isfinite(np.asarray(leaf)).all():
+        if not bool(jnp.isfinite(leaf).all()):
             return name
     return None
 
@@ -194,8 +203,10 @@ def train(
         state, layouts = start_state(run, saved)
         at = int(state.step)
         course = guards.Course(run.guards, Path(workdir) / logs.FILE, at, scores)
-        log = logs.Logs(workdir, at, run.steps, project=run.wandb)
+        writer = logs.Logs if processes.first() else logs.Silent
+        log = writer(workdir, at, run.steps, project=run.wandb)
         stack.enter_context(contextlib.closing(log))
+        _check_agreement(state)
         _greet(run, state, log, course)
         clock = goodput.Clock(workdir, at, began)
         rate = speed.Speed(run.batch, run.mesh, run.operations)
@@ -209,12 +220,12 @@ def train(
             (layouts, replicated),
         )
         train_step = None
-        key = jax.device_put(jax.random.key(run.seed + 1), replicated)
+        key = jax.jit(lambda: jax.random.key(run.seed + 1), out_shardings=replicated)()
         window, first, stepping = Window(), at + 1, False
         batches = stack.enter_context(contextlib.closing(run.batches(at)))
         watchdog = stack.enter_context(guards.Watchdog(run.guards.hang).on_duty())
         try:
-            while at < run.steps and interrupt.name is None and not course.over():
+            while at < run.steps and not interrupt.came(at) and not course.over():
                 if at >= first:  # the first step compiles
                     watchdog.watch()
                 with clock.of("data"):
@@ -256,7 +267,8 @@ def train(
                 _tell_saved(saved, log)
         except Exception as error:
             watchdog.rest()
-            if not stepping and not isinstance(error, NOT_TO_SAVE):
+            alone = not processes.several()  # others would not come to save with this one
+            if alone and not stepping and not isinstance(error, NOT_TO_SAVE):
                 _rescue(saved, state, log)
             raise
         watchdog.rest()
@@ -275,6 +287,14 @@ def train(
     return at
 
 
+def _check_agreement(state: TrainState) -> None:
+    """Raises: TrainingStopped: the processes do not start from the same parameters."""
+    try:
+        processes.agree_on_arrays("the parameter", state.params)
+    except ValueError as error:
+        raise TrainingStopped(str(error)) from error
+
+
 def _greet(run: Run, state: TrainState, log: logs.Logs, course: guards.Course) -> None:
     at = int(state.step)
     if at:
@@ -284,7 +304,8 @@ def _greet(run: Run, state: TrainState, log: logs.Logs, course: guards.Course) -
     devices = run.mesh.devices
     shape = " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items() if v > 1)
     kind = f"{devices.size} {devices.flat[0].device_kind} device(s)"
-    log.say(f"{count:,} parameters on {kind}{f': {shape}' if shape else ''}")
+    among = f" of {jax.process_count()} processes" if processes.several() else ""
+    log.say(f"{count:,} parameters on {kind}{among}{f': {shape}' if shape else ''}")
 
 
 def _evaluate(run: Run, state: TrainState, at: int, log: logs.Logs) -> dict[str, float]:

@@ -48,6 +48,51 @@ def adamw(
     return by_group(optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay), clip)
 
 
+def lion(
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    decay: str = "constant",
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.1,
+    clip: float | None = None,
+) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023, Algorithm 2): the sign of an average of gradients; it remembers one array a parameter.
+
+    Its steps are longer than Adam's: the paper takes a rate 3 to 10 times lower and as much more weight decay.
+    """
+    rate = schedule(lr, steps, warmup, decay)
+    return by_group(optax.lion(rate, b1, b2, weight_decay=weight_decay), clip)
+
+
+def adafactor(
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    decay: str = "constant",
+    b2_decay: float = 0.8,
+    momentum: float | None = None,
+    min_size: int = 128,
+    relative: bool = True,
+    clip: float | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018, Algorithm 4): second moments by rows and columns of large arrays.
+
+    Large is what has `min_size` along two axes. The second moment's decay after t steps is 1 - t^-b2_decay; an update's
+    root mean square is at most 1. With `relative` the rate counts in units of each parameter's own root mean square:
+    1e-2 is a common one.
+    """
+    tx = optax.adafactor(
+        schedule(lr, steps, warmup, decay),
+        min_dim_size_to_factor=min_size,
+        decay_rate=b2_decay,
+        multiply_by_parameter_scale=relative,
+        momentum=momentum,
+    )
+    return by_group(tx, clip)
+
+
 def muon(
     steps: int,
     lr: float,

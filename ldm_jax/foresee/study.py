@@ -1,0 +1,159 @@
+"""A compiled program held against a chip: what it keeps in memory, computes, reads and sends, and how fast it can be.
+
+The roofline (Williams et al. 2009): a step takes at least as long as its products at the chip's peak rate, its traffic
+with HBM, or its traffic with other chips, whichever is longest; a real step overlaps them less well. The bound on the
+model FLOP utilisation (Chowdhery et al. 2022) counts what the model needs and not what `remat` computes again.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax.foresee import collectives
+from ldm_jax.foresee.chips import Chip
+
+LOOPS = 1.2  # XLA counts a loop's body once: so much below our own count it has left turns out
+
+
+class Program(NamedTuple):
+    """Something to compile: a function, the shapes and layouts of its inputs by name, and those of what it returns."""
+
+    call: Callable[..., Any]
+    inputs: Mapping[str, Any]  # in the order of the function's arguments
+    layouts: Any = None  # of what it returns; None: XLA's choice
+    donated: tuple[int, ...] = ()
+    batch: int = 1  # rows on all devices
+
+
+class DoesNotFit(RuntimeError):
+    """The compiler found that a program needs more memory than a chip has."""
+
+
+def on_device(arrays: Any) -> int:
+    """Bytes of arrays on one device, by shapes and layouts."""
+
+    def one(leaf):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        size = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        return int(np.prod(shape)) * size
+
+    return sum(one(leaf) for leaf in jax.tree.leaves(arrays))
+
+
+def compile_program(program: Program, mesh: Mesh) -> tuple[Any, float]:
+    """The executable, and how many seconds it took to lower and compile.
+
+    Raises:
+      DoesNotFit: it needs more memory than the chips have.
+    """
+    began = time.perf_counter()
+    # Not `jax.set_mesh`: numbers that are computed while tracing would be asked of devices that are not there.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        jitted = jax.jit(
+            program.call, donate_argnums=program.donated, out_shardings=program.layouts
+        )
+        lowered = jitted.lower(*program.inputs.values())
+        try:
+            made = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            lines = [line.strip() for line in str(error).splitlines() if "Used " in line]
+            raise DoesNotFit((lines or str(error).splitlines())[0]) from error
+    return made, time.perf_counter() - began
+
+
+def study(
+    made: Any, program: Program, mesh: Mesh, chip: Chip, model_flops: int, executed_flops: int
+) -> dict[str, Any]:
+    """Figures of a compiled program; sizes, operations and times are of one device.
+
+    `model_flops` and `executed_flops` are our own counts of the whole program, without and with what is computed again.
+    """
+    device, count = chip.of_device(), mesh.size
+    memory, cost = made.memory_analysis(), made.cost_analysis()
+    kept = {name: on_device(arrays) for name, arrays in program.inputs.items()}
+    own, done = model_flops / count, executed_flops / count
+    xla_flops, xla_bytes = float(cost["flops"]), float(cost["bytes accessed"])
+    turns = max(done / xla_flops, 1.0) if done > LOOPS * xla_flops else 1.0
+    found = collectives.read(made.as_text())
+    times = {
+        "compute": done / device.flops,
+        "memory": xla_bytes * turns / device.bandwidth,
+        "links": collectives.moved(found) / device.links,
+    }
+    step = max(times.values())
+    return {
+        "devices": count,
+        "batch_per_device": program.batch / count,
+        "memory": {
+            "inputs": kept,
+            "inputs_by_xla": memory.argument_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "output": memory.output_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "of": device.memory,
+        },
+        "flops": {"model": own, "executed": done, "xla": xla_flops, "peak_rate": device.flops},
+        "bytes": {"xla": xla_bytes, "loop_turns": turns},
+        "intensity": {
+            "program": done / (xla_bytes * turns),
+            "chip": device.flops / device.bandwidth,
+        },
+        "collectives": collectives.summary(found),
+        "seconds": times | {"bound": step},
+        "bound_by": max(times, key=times.get),
+        "mfu_bound": own / device.flops / step,
+        "rows_per_second_bound": program.batch / step,
+    }
+
+
+def told(figures: Mapping[str, Any]) -> str:
+    """The figures as lines for people."""
+    memory, flops, times = figures["memory"], figures["flops"], figures["seconds"]
+    lines = [
+        f"{figures['devices']} devices, {figures['batch_per_device']:g} row(s) of the batch on each",
+        f"memory of a device: {_gib(memory['peak'])} at the peak, of {_gib(memory['of'])}",
+    ]
+    inputs = sum(memory["inputs"].values())
+    lines += [f"  {_gib(size)}  {name}" for name, size in memory["inputs"].items()]
+    lines += [
+        f"  {_gib(memory['inputs_by_xla'])}  all inputs as they lie in tiles ({_gib(inputs)} without)",
+        f"  {_gib(memory['temporary'])}  temporary",
+        f"  {_gib(memory['code'])}  code",
+        f"TFLOP: {flops['model'] / 1e12:.3f} of the model, {flops['executed'] / 1e12:.3f} executed, "
+        f"{flops['xla'] / 1e12:.3f} by XLA",
+        f"bytes to and from HBM: {figures['bytes']['xla'] / 1e9:.2f} GB"
+        + (f", {turns:.1f} times" if (turns := figures["bytes"]["loop_turns"]) > 1 else ""),
+        f"intensity: {figures['intensity']['program']:.0f} FLOP a byte; the chip's own is "
+        f"{figures['intensity']['chip']:.0f}",
+    ]
+    for kind, of in figures["collectives"].items():
+        lines.append(f"{kind}: {of['count']}, {of['bytes'] / 2**20:.1f} MiB")
+    lines += [
+        "at least " + ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in times.items()),
+        f"bound by {figures['bound_by']}: MFU at most {100 * figures['mfu_bound']:.1f} %, "
+        f"{figures['rows_per_second_bound']:.0f} rows a second on all devices",
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: int | float) -> str:
+    return f"{size / 2**30:8.3f} GiB"
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest whole number that fits, if all below it do: doubled from `start`, then halved between; 0 if none."""
+    low, high = 0, max(start, 1)
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,156 @@
+"""Several processes that train one run: how they meet, what they agree on, and how they stop together.
+
+Each process runs the same program on its own devices, and feeds them its share of every batch (`sharding.share`). What
+is computed on the mesh is computed by all of them together, so all must take the same steps in the same order; what is
+written is written by the first alone. The work directory is one that all of them see.
+"""
+
+import hashlib
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, UInt32
+
+from ldm_jax import tree
+
+REMEDY = "start all of them with the same config, data, weights and work directory"
+
+
+def meet(
+    distributed: bool = False,
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    num_processes: int | None = None,
+) -> None:
+    """Joins the other processes of the run, if any are asked for; before any device is touched.
+
+    With `distributed` alone, jax reads address and numbers from the environment: SLURM, Open MPI, GKE, a TPU pod.
+
+    Raises:
+      ValueError: some of address, own number and number of processes, but not all; or nothing in the environment.
+    """
+    given = dict(coordinator=coordinator, process_id=process_id, num_processes=num_processes)
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not distributed:
+        return
+    if 0 < len(missing) < len(given):
+        raise ValueError(
+            f"{' and '.join(missing)} must be given too: --coordinator HOST:PORT, --process_id and --num_processes "
+            "belong together, or --distributed alone where the environment tells them"
+        )
+    if not missing:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--coordinator={coordinator} is no address; give HOST:PORT")
+        if not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"--process_id={process_id} must be from 0 to {num_processes - 1}, below --num_processes"
+            )
+    # A signal to one process is told to all of them.
+    jax.config.update("jax_enable_preemption_service", True)
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except ValueError as error:
+        if not missing:
+            raise
+        raise ValueError(
+            f"--distributed: the environment is none that jax knows ({error}); give --coordinator, --process_id and "
+            "--num_processes"
+        ) from error
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Looks whether every process was told the same; with one process it was.
+
+    Raises:
+      ValueError: on every process, with the names of what differs.
+    """
+    if not several():
+        return
+    names = sorted(facts)
+    mine = [list(hashlib.sha256(facts[name].encode()).digest()) for name in names]
+    _compare(names, np.array(mine, np.uint8))
+
+
+def agree_on_arrays(what: str, arrays: Any) -> None:
+    """Looks whether every process holds the same arrays, by a checksum of each.
+
+    Raises:
+      ValueError: on every process, with the names of the leaves that differ.
+    """
+    if not several():
+        return
+    sums = jax.jit(lambda leaves: [checksum(leaf) for leaf in leaves])(jax.tree.leaves(arrays))
+    mine = np.array([np.asarray(s.addressable_data(0)) for s in sums])
+    _compare([f"{what} {name}" for name in tree.names(arrays)], mine[:, None])
+
+
+def checksum(x: Array) -> UInt32[Array, ""]:
+    """The sum of an array's bits, 32 at a time, with an odd weight for each place, modulo 2^32.
+
+    Any change of one element changes it. Sums of integers do not depend on their order, nor on the layout.
+    """
+    x = x if x.dtype.itemsize == 4 else x.astype(jnp.float32)
+    bits, weight = jax.lax.bitcast_convert_type(x, jnp.uint32), jnp.uint32(1)
+    for axis in range(x.ndim):
+        weight = weight + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(
+            2654435762 + 2 * axis
+        )
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _compare(names: list[str], mine: np.ndarray) -> None:
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    differs = (everyone != everyone[0]).any(-1)  # [process, name]
+    if not differs.any():
+        return
+    what = [name for name, wrong in zip(names, differs.any(0), strict=True) if wrong]
+    shown = ", ".join(what[:4]) + (f" and {len(what) - 4} more" if len(what) > 4 else "")
+    who = np.flatnonzero(differs.any(1)).tolist()
+    raise ValueError(
+        f"the {len(everyone)} processes do not agree on {shown}: {who} differ from process 0; {REMEDY}"
+    )
+
+
+def fetch(x: Array) -> np.ndarray:
+    """An array of the mesh on the host of every process."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def stop_here(step: int) -> bool:
+    """Whether one of several processes got SIGTERM, and all are to stop at this step; to be asked before every step.
+
+    The answer is the same on all of them: the step after the last that any of them had begun.
+    """
+    return several() and multihost_utils.reached_preemption_sync_point(step)
+
+
+def handlers(note: Callable[[int, Any], None]) -> dict[int, Callable[[int, Any], None]]:
+    """What to do on a signal: `note` it; but with several processes jax hears SIGTERM and tells them (`stop_here`)."""
+    if not several():
+        return {signal.SIGTERM: note, signal.SIGINT: note}
+    told = []
+
+    def as_termination(number, frame):
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+        signal.raise_signal(signal.SIGTERM)
+
+    return {signal.SIGINT: as_termination}

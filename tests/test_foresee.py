@@ -1,0 +1,228 @@
+"""Ahead of time: what is read from a compiled program, and what a config is before there is data."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import build
+from ldm_jax.build import plan
+from ldm_jax.foresee import chips, collectives, study
+from ldm_jax.training import sharding
+from tests import model_folders, tiny
+from tests.test_cli import sentence
+from tests.test_configs import config_of
+from tests.tiny import quick_compiles  # noqa: F401 (a fixture)
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.3 (input: f32[64,16]) -> f32[16,16] {
+  %all-reduce.4 = f32[64,16]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %cut = f32[16,16]{1,0} dynamic-slice(%all-reduce.4, %i, %j)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %all-reduce.1 = (f32[3,3,4,8]{3,2,1,0:T(8,128)}, bf16[8]{0}) all-reduce(%g, %h), replica_groups=[1,4]<=[4]
+  %all-gather-start.2 = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%w), replica_groups=[1,4]<=[4]
+  %all-gather-done.2 = f32[16,8]{1,0} all-gather-done(%all-gather-start.2)
+  %reduce-scatter.9 = f32[2,8]{1,0} reduce-scatter(%k), replica_groups=[2,4]<=[8], to_apply=%add
+  %collective-permute-start.1 = (bf16[2,8]{1,0}, bf16[2,8]{1,0}, u32[], u32[]) collective-permute-start(%x)
+  %collective-permute-done.1 = bf16[2,8]{1,0} collective-permute-done(%collective-permute-start.1)
+  ROOT %out = f32[8]{0} fusion(%all-reduce.1), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_collectives_are_counted_with_their_bytes():
+    found = collectives.read(TEXT)
+    assert set(found) == {
+        collectives.Collective("reduce-scatter", 64 * 16 * 4),
+        collectives.Collective("all-reduce", 3 * 3 * 4 * 8 * 4 + 8 * 2),
+        collectives.Collective("all-gather", 16 * 8 * 4),
+        collectives.Collective("reduce-scatter", 4 * 2 * 8 * 4),
+        collectives.Collective("collective-permute", 2 * 8 * 2),
+    }
+    assert collectives.summary(found)["reduce-scatter"] == {"count": 2, "bytes": 4352}
+    assert collectives.moved(found) == 4352 + 2 * 1168 + 512 + 32
+
+
+CHIP = chips.Chip(memory=1e6, flops=1e9, bandwidth=1e6, links=1e3)
+
+
+def product(mesh):
+    """The gradient of a linear layer, data parallel: 2 m k n operations forward, as many backward."""
+
+    def call(w, x):
+        return jax.grad(lambda w: jnp.sum(jnp.square(x @ w)))(w)
+
+    everywhere = sharding.replicated(mesh)
+    w = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=everywhere)
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharding.batch_layouts(mesh, x))
+    return study.Program(call, {"weights": w, "batch": x}, everywhere, (), 64)
+
+
+def test_a_program_is_held_against_a_chip():
+    mesh = sharding.make_mesh()
+    program = product(mesh)
+    made, seconds = study.compile_program(program, mesh)
+    flops = 2 * 2 * 64 * 32 * 16
+    found = study.study(made, program, mesh, CHIP, flops, 2 * flops)
+    assert seconds > 0
+    assert found["memory"]["inputs"] == {"weights": 32 * 16 * 4, "batch": 8 * 32 * 4}
+    assert found["memory"]["inputs_by_xla"] == 32 * 16 * 4 + 8 * 32 * 4
+    assert found["collectives"] == {"all-reduce": {"count": 1, "bytes": 32 * 16 * 4}}
+    # The gradient leaves a chip twice, and that takes longest.
+    assert found["bound_by"] == "links"
+    assert found["seconds"]["bound"] == 2 * 32 * 16 * 4 / 1e3
+    assert found["seconds"]["compute"] == 2 * flops / 8 / 1e9
+    np.testing.assert_allclose(found["mfu_bound"], flops / 8 / 1e9 / found["seconds"]["bound"])
+    assert found["rows_per_second_bound"] == 64 / found["seconds"]["bound"]
+    np.testing.assert_allclose(found["flops"]["xla"], flops / 8, rtol=0.2)
+    assert "all-reduce: 1, " in study.told(found)
+
+
+def test_a_chip_of_two_devices_is_shared():
+    half = chips.CHIPS["tpu7x"].of_device()
+    assert (half.memory, half.flops) == (96 * 2**30, 2307e12 / 2)
+    assert chips.CHIPS["v5e"].of_device() == chips.CHIPS["v5e"]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 9, 100])
+@pytest.mark.parametrize("start", [1, 8])
+def test_the_largest_that_fits_is_found(limit, start):
+    asked = []
+
+    def fits(n):
+        asked.append(n)
+        return n <= limit
+
+    assert study.largest(fits, start) == limit
+    assert len(asked) < 15
+
+
+def described(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype).name), tree)
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("text", "label", "sdxl")]
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", *SLOW])
+def test_a_plan_has_the_shapes_of_the_run(kind, tmp_path):
+    large = kind == "sdxl"
+    config = (
+        model_folders.smaller(config_of("sdxl_finetune"), kind) if large else tiny.config_of(kind)
+    )
+    run = build.run(config, tmp_path)
+    first_stage = tiny.autoencoder() if kind == "text" else None
+    if first_stage is not None:
+        config.codec.run = "nowhere"
+    of = plan.plan(config, first_stage)
+    assert described(of.trained) == described(jax.eval_shape(run.init, jax.random.key(0)))
+    assert described(of.frozen) == described(run.frozen)
+    batch = next(run.batches(0))
+    assert described(of.fields) == described(jax.tree.map(lambda a: a[0], batch))
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    for what in plan.WHAT[: 1 if kind == "autoencoder" else 2]:
+        program = plan.program(config, of, mesh, what, 16)
+        out = jax.eval_shape(program.call, *program.inputs.values())
+        if what == "train":
+            assert out[1]["loss"].shape == ()
+            assert described(out[0].params) == described(of.trained)
+        else:
+            assert out.shape == (16, *of.fields["x"].shape)
+
+
+def test_what_cannot_be_planned_is_named(tmp_path):
+    config = tiny.config_of("unconditional")
+    of, mesh = plan.plan(config), sharding.make_mesh(data=2, space=4)
+    with pytest.raises(ValueError, match="a batch of 3 does not divide"):
+        plan.program(config, of, mesh, "train", 3)
+    with pytest.raises(ValueError, match="an autoencoder has no sampler"):
+        plan.program(config, plan.plan(tiny.config_of("autoencoder")), mesh, "sample", 8)
+    config.codec.run = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="--first_stage"):
+        plan.plan(config)
+    with pytest.raises(ValueError, match="no config of an autoencoder"):
+        plan.plan(config, tiny.unconditional())
+    config.data.size = 20
+    odd = plan.plan(config, tiny.autoencoder())
+    with pytest.raises(ValueError, match="does not divide over space = 8"):
+        plan.program(config, odd, sharding.make_mesh(data=1, space=8), "train", 8)
+
+
+def compile_for(topology, *more):
+    """The arguments of `ldm_jax.compile` for a tiny U-Net."""
+    return [
+        *("--config", f"{tiny.__file__}:unconditional", "--topology", topology),
+        *("--first_stage", f"{tiny.__file__}:autoencoder", *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("h100:8", "programs for GPUs can only be compiled where such a GPU is"),
+        ("v9:2x2", "v5e:2x2|2x4"),
+        ("v5litepod-16", "these are known"),
+        ("v5e:2x2", "libtpu, which compiles for TPUs, is not installed"),
+    ],
+)
+def test_a_topology_that_cannot_be_compiled_for_is_named(topology, words, capsys, monkeypatch):
+    from ldm_jax import cli
+    from ldm_jax import compile as entry
+
+    find = chips.importlib.util.find_spec
+    monkeypatch.setattr(
+        chips.importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    argv = ["compile", *compile_for(topology)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as caught:
+        entry.main(cli.parse(entry.FLAGS, argv))
+    assert caught.value.code == 2
+    assert words in sentence(capsys)
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_a_slice_that_is_not_there(tmp_path):
+    pytest.importorskip("libtpu", reason="compiling ahead for TPUs needs `pip install libtpu`")
+    out = tmp_path / "figures.json"
+    argv = compile_for("v5e:2x2", "--batch=2", f"--out={out}")
+    done = subprocess.run(
+        [sys.executable, "-m", "ldm_jax.compile", *argv],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tiny.ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["devices"] == 4
+    assert set(found["collectives"]) == {"all-reduce"}  # data parallel
+    assert found["collectives"]["all-reduce"]["count"] <= 5
+    memory = found["memory"]
+    assert memory["inputs"]["optimizer"] > 2 * memory["inputs"]["average"] > 0
+    assert sum(memory["inputs"].values()) <= memory["inputs_by_xla"] < memory["peak"] < memory["of"]
+    assert 0 < found["mfu_bound"] < 1
+    wrong = compile_for("v5e:3x5")
+    argv = [sys.executable, "-m", "ldm_jax.compile", *wrong]
+    done = subprocess.run(
+        argv,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tiny.ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "--topology=v5e:3x5" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,185 @@
+"""Layouts are configs: on eight devices each of them learns what one device does, and lies where it says."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ldm_jax import tree
+from ldm_jax.nn import attention, conv
+from ldm_jax.training import optimizer, sharding, step
+
+TENSOR = (
+    (".*_attn/[qkv]/kernel", (None, "tensor")),
+    (".*_attn/out/kernel", ("tensor", None)),
+    (".*/ff/in/kernel", (None, "tensor")),
+    (".*/ff/in/bias", ("tensor",)),
+    (".*/ff/out/kernel", ("tensor", None)),
+    (".*", "replicate"),
+)
+LAYOUTS = {
+    "data": (dict(data=8), ((".*", "replicate"),)),
+    "fsdp": (dict(data=2, fsdp=4), ((".*", "fsdp"),)),
+    "zero1": (dict(data=1, fsdp=8), ((".*", "zero1"),)),
+    "tensor": (dict(data=2, tensor=4), TENSOR),
+    "space": (dict(data=2, space=4), ((".*", "replicate"),)),
+    "slices": (dict(data=2, fsdp=4, dcn=dict(data=2)), ((".*", "fsdp"),)),
+}
+LARGE = 14  # leaves of 64 elements and more: every kernel, and the bias of ff/in
+
+
+class Network(nn.Module):
+    """A convolution and a transformer block that reads tokens: what the large networks consist of."""
+
+    @nn.compact
+    def __call__(self, x, tokens):
+        h = conv.Conv(16, name="conv_in")(x)
+        h = attention.SpatialTransformer(heads=4, groups=4, name="attn")(h, tokens)
+        return conv.Conv(x.shape[-1], name="conv_out")(h)
+
+
+def loss(params, frozen, batch, rng, at):
+    noise = jax.random.normal(rng, batch["x"].shape)
+    y = Network().apply({"params": params["net"]}, batch["x"] + noise, batch["tokens"])
+    return jnp.mean(jnp.square(y - noise)), {}
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    x, tokens = rng.standard_normal((8, 16, 8, 3)), rng.standard_normal((8, 5, 12))
+    return {"x": x.astype(np.float32), "tokens": tokens.astype(np.float32)}
+
+
+def fresh():
+    one = jax.tree.map(lambda a: jnp.asarray(a[:1]), batch())
+    made = Network().init(jax.random.key(0), one["x"], one["tokens"])["params"]
+    # Large enough that rounding does not decide: Adam divides by |gradient|.
+    return step.init_state({"net": made}, optimizer.adamw(steps=9, lr=1e-2, eps=1e-2))
+
+
+def learnt(mesh, rules, steps=3):
+    """Losses of three steps on a mesh, the state after them, and the compiled step."""
+    shapes = jax.eval_shape(fresh)
+    layouts = sharding.state_layouts(mesh, rules, shapes)
+    state = jax.jit(fresh, out_shardings=layouts)()
+    taken = step.make_train_step(loss, optimizer.adamw(steps=9, lr=1e-2, eps=1e-2))
+    placed, key = sharding.place(mesh, batch()), jax.random.key(1)
+    taken = jax.jit(taken, out_shardings=(layouts, sharding.replicated(mesh)))
+    taken = taken.lower(state, {}, placed, key).compile()
+    losses = []
+    for _ in range(steps):
+        state, metrics = taken(state, {}, placed, key)
+        losses.append(float(metrics["loss"]))
+    return losses, state, taken
+
+
+@functools.cache
+def on_one_device():
+    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+    return learnt(mesh, ((".*", "replicate"),))[0]
+
+
+def split(part):
+    """By axis of the mesh: the names of the leaves that lie split over it."""
+    found = {}
+    for name, leaf in zip(tree.names(part), jax.tree.leaves(part), strict=True):
+        assert math.prod(leaf.addressable_shards[0].data.shape) * math.prod(
+            leaf.sharding.mesh.shape[axis] for axis in leaf.sharding.spec if axis
+        ) == math.prod(leaf.shape)
+        for axis in leaf.sharding.spec:
+            found.setdefault(axis, set()).add(name)
+    found.pop(None, None)
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_learns_what_one_device_does(name, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    axes, rules = LAYOUTS[name]
+    mesh = sharding.make_mesh(**axes)
+    losses, state, taken = learnt(mesh, rules)
+    np.testing.assert_allclose(losses, on_one_device(), rtol=3e-6)  # sums in another order
+    params, ema, moments = split(state.params), split(state.ema), split(state.opt_state)
+    kinds = set(
+        re.findall(
+            r"\b(all-reduce|all-gather|reduce-scatter|collective-permute)\b", taken.as_text()
+        )
+    )
+    if name in ("data", "space"):
+        assert params == ema == moments == {}
+        assert "all-gather" not in kinds or name == "space"
+    if name == "space":
+        assert "collective-permute" in kinds  # what convolutions exchange between neighbours
+    if name in ("fsdp", "slices"):
+        assert params == ema
+        assert len(params["fsdp"]) == LARGE
+        assert len(moments["fsdp"]) == 2 * LARGE
+        assert "all-gather" in kinds
+    if name == "zero1":
+        assert params == {}
+        assert len(ema["fsdp"]) == LARGE
+        assert len(moments["fsdp"]) == 2 * LARGE
+    if name == "tensor":
+        assert params == ema
+        assert len(params["tensor"]) == 11  # twice q, k, v and out; in, its bias, and out
+        assert len(moments["tensor"]) == 22
+
+
+def test_data_goes_over_space_along_its_longest_axis():
+    mesh = sharding.make_mesh(data=2, space=4)
+    placed = sharding.place(mesh, batch() | {"mask": np.ones((8, 16, 8, 1), bool)})
+    shapes = {k: v.addressable_shards[0].data.shape for k, v in placed.items()}
+    assert shapes == {"x": (4, 4, 8, 3), "tokens": (4, 5, 12), "mask": (4, 4, 8, 1)}
+    np.testing.assert_array_equal(placed["x"], batch()["x"])
+    wide = sharding.place(mesh, {"x": np.zeros((8, 4, 16, 3))})["x"]
+    assert wide.addressable_shards[0].data.shape == (4, 4, 4, 3)
+    with pytest.raises(ValueError, match=r"\(10, 6\) does not divide over space = 4"):
+        sharding.check_space((10, 6), mesh)
+    sharding.check_space((6, 12), mesh)
+
+
+class Device:
+    """What a mesh asks of a device."""
+
+    def __init__(self, number, process, slice_index):
+        self.id, self.process_index, self.slice_index = number, process, slice_index
+
+
+def test_neighbours_in_the_mesh_are_neighbours_on_the_host_and_slices_lie_on_their_axis():
+    # Numbered in rows over the hosts, as TPUs are: two slices of two hosts of four chips.
+    devices = [Device(i, (i % 4) // 2 + 2 * (i // 8), i // 8) for i in range(16)]
+    mesh = sharding.make_mesh(data=4, tensor=4, devices=devices)
+    assert [{d.process_index for d in row.flat} for row in mesh.devices] == [{0}, {1}, {2}, {3}]
+    mesh = sharding.make_mesh(data=4, fsdp=4, dcn=dict(data=2), devices=devices)
+    assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+    mesh = sharding.make_mesh(data=4, fsdp=4, dcn=dict(fsdp=2), devices=devices)
+    columns = np.moveaxis(mesh.devices, 1, 0)
+    assert [{d.slice_index for d in column.flat} for column in columns] == [{0}, {0}, {1}, {1}]
+    for axes, words in (
+        (dict(data=4, fsdp=4, dcn=dict(data=4)), r"does not fit the 2 slice\(s\)"),
+        (dict(data=4, fsdp=4, dcn=dict(data=3)), "dcn.data = 3 does not divide"),
+        (dict(data=4, fsdp=4, dcn=dict(date=2)), "'date'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sharding.make_mesh(devices=devices, **axes)
+
+
+def test_processes_that_hold_the_same_rows_feed_the_same(monkeypatch):
+    def shares(slices=1, **axes):
+        devices = [Device(i, i // 4, i * slices // 16) for i in range(16)]
+        mesh, found = sharding.make_mesh(devices=devices, **axes), []
+        for i in range(4):
+            monkeypatch.setattr(jax, "process_index", lambda i=i: i)
+            found.append(sharding.share.__wrapped__(mesh))
+        return found
+
+    assert shares(data=16) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert shares(data=2, fsdp=8) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert shares(data=2, tensor=8) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    with pytest.raises(ValueError, match=r"process 0 would feed the parts \[0, 1, 8, 9\]"):
+        shares(4, data=2, fsdp=8, dcn=dict(fsdp=4))
