@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax.build import pictures
 from ldm_jax.build.combined import combined
 from ldm_jax.build.sections import did_you_mean
-from ldm_jax.data.pipeline import HOLE, SMALL
+from ldm_jax.data.examples import HOLE, SMALL
 from ldm_jax.diffusion import editing, inpainting
 from ldm_jax.nn.prompt_to_prompt import alignment
 from ldm_jax.pipeline import Pipeline
