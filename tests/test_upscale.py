@@ -74,6 +74,7 @@ def test_small_pictures_are_made_larger(tmp_path):
     assert media.read_png(tmp_path / "out" / "00000.png").shape == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_every_position_reads_the_small_picture():
     """The condition is on the latents' grid and not a vector: nothing of it is lost."""
     batch = build.ask(model(), sampling(), "upscale", images=small()).batch
@@ -81,6 +82,7 @@ def test_every_position_reads_the_small_picture():
     assert cond.spatial.shape == (2, *model().shape[:-1], 3)
 
 
+@pytest.mark.slow
 def test_what_is_no_model_or_no_picture_for_upscaling():
     text = build.pipeline(tiny.shared_model("text"))
     how = build.sampling(tiny.shared_model("text"), text)
