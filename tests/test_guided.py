@@ -45,7 +45,7 @@ def test_a_number_is_a_scale():
         (dict(name="cfg", threshold=99.5), "threshold = 99.5 is out of range"),
         (dict(name="cfg", limit=2.0), "beside a threshold"),
         (dict(name="zero_star", zero_steps=4), "less than the 4 steps"),
-        (dict(name="sag", two_passes=True), "sag has one doubled batch"),
+        (dict(name="sag", two_passes=True), "sag has no two passes to choose"),
     ],
 )
 def test_what_guidance_cannot_be(given, words):

@@ -88,6 +88,7 @@ def test_what_is_not_masked_stays_to_the_bit():
     np.testing.assert_allclose(draw(x, everything), draw(other, everything), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_draws_nothing_else():
     with pytest.raises(ValueError, match="was trained for the task inpaint"):
         build.ask(model(), sampling(), prompts=[RED])

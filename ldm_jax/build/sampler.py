@@ -163,6 +163,8 @@ def sampling(
     weak = None
     if how.name == "auto":
         named = [given["guidance"].get(key) for key in WEAKER]
+        if weaker is None:
+            logging.warning("samples are drawn without autoguidance while the run trains")
         if scale == 1.0 or weaker is None:
             how, scale = guided.How(), 1.0
         else:
