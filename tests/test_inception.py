@@ -98,3 +98,12 @@ def test_clean_resizing_is_pillows_before_rounding():
     assert (found != np.rint(found)).mean() > 0.9
     with pytest.raises(ValueError, match="no way 'bicubic'"):
         resizing.steps("bicubic", 299)
+
+
+@pytest.mark.parametrize("way", resizing.WAYS)
+def test_either_way_ends_in_the_same_size(way):
+    """Whether the host does it or the device; a constant stays what it is."""
+    on_host, on_device = resizing.steps(way, 20)
+    batch = np.stack([on_host(np.full((9, 31, 3), 77, np.uint8))])
+    found = np.asarray(on_device(jnp.asarray(batch)))
+    np.testing.assert_allclose(found, np.full((1, 20, 20, 3), 77), rtol=1e-6)

@@ -191,5 +191,5 @@ class InceptionV3(nn.Module):
         x = Mixed7(max_pool, name="Mixed_7c")(x)
         pool = x.mean((1, 2))
         last = nn.Dense(CLASSES, precision=jax.lax.Precision.HIGHEST, name="fc")
-        logits = last(pool) - last(jnp.zeros_like(pool[:1]))
+        logits = last(pool) - last(jnp.zeros_like(pool[:1]))  # the file has a bias, the score none
         return Activations(pool, spatial, logits)
