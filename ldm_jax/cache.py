@@ -18,10 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from ldm_jax import cli
+from ldm_jax.data import examples, latents, pipeline
+
+THREADS = 16  # that read, where no worker processes do
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -69,10 +75,6 @@ def main(argv: list[str]) -> None:
 
 def write(job: Any, out: Path, split: str, process: int = 0, processes: int = 1) -> None:
     """Writes the shards of a split that are this process's and not there yet."""
-    from tqdm import tqdm
-
-    from ldm_jax.data import latents
-
     out.mkdir(parents=True, exist_ok=True)
     latents.write_plan(out, split, job.plan)
     paths = latents.shards(out, split, job.plan)
@@ -94,16 +96,11 @@ def read(job: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
     Raises:
       ValueError: there are too many of those.
     """
-    import grain
-    import numpy as np
-
-    from ldm_jax.data import pipeline
-
     bad = pipeline.BadRecords(job.source, job.max_bad_rate)
     if not numbers:
         return
     of = grain.MapDataset.source(job.views(numbers))
-    with contextlib.closing(pipeline.ahead(of, job.workers, job.rows)) as rows:
+    with contextlib.closing(pipeline.ahead(of, job.workers, 2 * job.rows, THREADS)) as rows:
         for row in rows:
             bad.add(np.array([row.pop("_bad")]))
             yield row
@@ -111,10 +108,6 @@ def read(job: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
 
 def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict[str, Any]]:
     """The records of these views; while the device encodes some, those before them are written."""
-    import numpy as np
-
-    from ldm_jax.data import latents
-
     at_once = max(job.rows // job.plan.flips, 1)
     running = collections.deque()
 
@@ -141,8 +134,6 @@ def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict
 
 def texts_of(job: Any, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """For each row, what the text encoders make of its captions: one or more."""
-    from ldm_jax.data import examples
-
     if job.encode_texts is None:
         yield from ({} for _ in rows)
         return

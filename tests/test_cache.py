@@ -1,8 +1,10 @@
 """The cache of latents: what is written, by how many processes and how often, and that training cannot tell."""
 
+import dataclasses
 import functools
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -216,11 +218,11 @@ def test_other_caches_and_configs_are_refused(tmp_path):
 
 
 def test_a_cache_of_another_autoencoder_is_refused(tmp_path):
-    other = tiny.autoencoder()
-    other.seed = 1
-    other.data.source.path = str(tiny.shared_pictures())
-    config = flipped(cached=str(shared_cache()))
-    config.codec.run = str(tiny.saved_at_start(other, tmp_path / "other"))
+    shutil.copytree(shared_cache(), tmp_path / "cache")
+    plan = latents.read_plan(shared_cache(), "train")
+    other = dataclasses.replace(plan, codec=plan.codec | {"sha256": "0" * 64})
+    latents.write_plan(tmp_path / "cache", "train", other)
+    config = flipped(cached=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="which is not the one of this config"):
         build.run(config, tmp_path / "run")
 

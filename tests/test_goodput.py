@@ -85,7 +85,8 @@ def test_what_is_run_twice_is_lost_once(tmp_path):
     assert goodput.Clock(tmp_path, 15, time.at, time).seconds["lost"] == pytest.approx(10)
 
 
-def test_a_run_tells_where_its_time_went(tmp_path, capsys):
+def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "AFTER", 0.0)
     run = linear_run(batch=8, operations=lambda: 6_000_000)
     loop.train(run, tmp_path)
     loop.train(run._replace(steps=12), tmp_path)
@@ -121,8 +122,10 @@ def test_the_peak_is_that_of_the_device(kind, expected):
 def test_a_share_of_the_peak(monkeypatch):
     mesh = sharding.make_mesh()
     rate = speed.Speed(4, mesh, lambda: 10**12)
-    assert "tflops" not in rate.of(2.0)
-    rate.begin()
+    assert set(rate.of(2.0)) == {"memory_gb", "images_per_second"}
+    assert rate._counting is None  # it is too early
+    monkeypatch.setattr(speed, "AFTER", 0.0)
+    rate.of(2.0)
     rate._counting.result()
     monkeypatch.setattr(speed, "peak", lambda kind: 1e12)
     assert rate.of(2.0)["mfu"] == pytest.approx(2.0 / mesh.devices.size)
@@ -132,7 +135,7 @@ def test_a_share_of_the_peak(monkeypatch):
         raise ValueError("the operations of a 'while' cannot be counted")
 
     unknown = speed.Speed(4, mesh, fails)
-    unknown.begin()
+    unknown.of(2.0)
     with pytest.raises(ValueError, match="while"):
         unknown._counting.result()
     for _ in range(2):
@@ -226,6 +229,7 @@ def test_weights_and_biases_is_not_needed(tmp_path, monkeypatch, capsys):
     assert "pip install 'ldm_jax[wandb]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_operations_of_a_run_are_of_its_whole_batch(tmp_path):
     config = tiny.config_of("unconditional")
     one = build.run(config, tmp_path / "one")

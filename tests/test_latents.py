@@ -1,14 +1,19 @@
 """The records of a cache: damaged ones, full disks, several captions, half the digits."""
 
 import dataclasses
+import functools
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax import conditioners
 from ldm_jax.data import examples, latents, transforms
 from tests import tiny
 from tests.test_cache import flipped, shared_cache, write
+from tests.test_conditioners import BATCH, EMPTY, SECOND, apply, encoder, pair, run
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
 
@@ -33,7 +38,8 @@ def test_a_damaged_record_is_named(tmp_path):
     ):
         latents.cached(tmp_path, "train")
     latents.write_plan(tmp_path, "train", plan)
-    shard.write_bytes(whole[:-100])
+    latents._open.cache_clear()
+    shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=words):
         latents.cached(tmp_path, "train")
 
@@ -83,3 +89,24 @@ def test_half_the_digits_take_half_the_room(tmp_path):
     example = latents.shown(halves[0], (), np.random.default_rng(0), flip=False)
     assert example["x"].dtype == np.float32
     assert halves.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["one", "pair", "zeros"])
+def test_prompts_that_were_encoded_are_the_same_condition(kind):
+    """Without dropped rows, with one, and with all of them: the null condition."""
+    of = {
+        "one": lambda: conditioners.Clip(encoder(), EMPTY),
+        "pair": pair,
+        "zeros": lambda: pair(zero_null=True),
+    }[kind]()
+    _, params = run(of)
+    made = jax.jit(functools.partial(of.apply, method="encoded"))(params, BATCH)
+    texts = [field for field in of.fields if field != "sizes"]
+    assert set(made) == {name for field in texts for name in conditioners.state_names(field)}
+    # What is encoded is what is read: other ids beside it change nothing.
+    batch = BATCH | {field: jnp.zeros_like(BATCH[field]) for field in texts} | made
+    for rows in (None, SECOND, jnp.ones(3, bool)):
+        drop = None if rows is None else dict.fromkeys(of.fields, rows)
+        expected, found = apply(of, params, drop), apply(of, params, drop, batch)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)

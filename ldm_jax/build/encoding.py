@@ -102,14 +102,15 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         text=found.text,
     )
     _compare(plan, out, split)
+    rows = sharding.round_up(max(rows, plan.flips), mesh)
     layout, compiled = sharding.batch_layout(mesh), jax.jit(found.coder.moments)
     options = parts.data(config)
     return Job(
         plan=plan,
         source=source.only(("image", *plan.fields)),
         encode=lambda x: compiled(found.arrays, jax.device_put(x, layout)),
-        encode_texts=found.texts and found.texts(sharding.round_up(rows, mesh)),
-        rows=sharding.round_up(rows, mesh),
+        encode_texts=found.texts and found.texts(rows),
+        rows=rows,
         workers=options.get("workers", 0),
         max_bad_rate=options.get("max_bad_rate", input_pipeline.MAX_BAD_RATE),
     )

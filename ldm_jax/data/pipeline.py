@@ -100,7 +100,7 @@ class Batches:
         """
         bad = BadRecords(self.source, self.max_bad_rate) if bad is None else bad
         of = grain.MapDataset.source(self)[start_step:]
-        with contextlib.closing(ahead(of, self.workers, self.prefetch)) as steps:
+        with contextlib.closing(ahead(of, self.workers, self.prefetch, self.prefetch)) as steps:
             for out in steps:
                 bad.add(out.pop("_bad"))
                 yield out
@@ -139,9 +139,9 @@ class Batches:
         return example | {"index": at, "_bad": -1 if at == index else index}
 
 
-def ahead(of: grain.MapDataset, workers: int, prefetch: int) -> Iterator[Any]:
-    """The elements in order, computed ahead: in threads, or in worker processes."""
-    reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+def ahead(of: grain.MapDataset, workers: int, prefetch: int, threads: int) -> Iterator[Any]:
+    """The elements in order, `prefetch` of them computed ahead: in threads, or in each worker process."""
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     elements = of.to_iter_dataset(reading)
     if workers:
         if not flags.FLAGS.is_parsed():

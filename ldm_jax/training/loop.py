@@ -246,7 +246,6 @@ def train(
                 if at == first:
                     window.restart_clock()
                     clock.turn("train")
-                    rate.begin()
                     log.say(f"first step after {time.perf_counter() - began:.1f} s")
                 if at % run.log_every == 0 or at == run.steps:
                     values = window.close()

@@ -3,20 +3,25 @@
 import concurrent.futures
 import resource
 import sys
+import time
 from collections.abc import Callable
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
 
+AFTER = 20.0  # seconds
 # Dense bfloat16 operations a second of one device, from the makers' data sheets; by the beginning of JAX's name.
 PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
 }
 
@@ -39,21 +44,18 @@ def memory(device: jax.Device) -> float:
 class Speed:
     """What the rate of the steps means.
 
-    `count()` gives the operations of a step, as the model defines them, of the whole batch; it is called in a thread,
-    while the first steps run, since a large model takes a while.
+    `count()` gives the operations of a step, as the model defines them, of the whole batch. It is called in a thread,
+    since a large model takes a while, and not before the run has lasted `AFTER` seconds: shorter ones need no rate.
     """
 
     def __init__(self, batch: int, mesh: Mesh, count: Callable[[], int] | None):
         self.batch, self.device, self.devices = batch, mesh.devices.flat[0], mesh.devices.size
-        self._counting = None
-        self._count = count
+        self._began, self._count, self._counting = time.perf_counter(), count, None
 
-    def begin(self) -> None:
-        """Begins to count operations."""
-        if self._count is not None and self._counting is None:
-            thread = concurrent.futures.ThreadPoolExecutor(1)
-            self._counting = thread.submit(self._count)
-            thread.shutdown(wait=False)
+    def _begin(self) -> None:
+        thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._counting = thread.submit(self._count)
+        thread.shutdown(wait=False)
 
     def of(self, steps_per_second: float | None) -> dict[str, float]:
         """`memory_gb`, and of a rate `images_per_second`, `tflops` (a second) and, of a device we know, `mfu`."""
@@ -61,7 +63,10 @@ class Speed:
         if steps_per_second is None:
             return values
         values["images_per_second"] = self.batch * steps_per_second
-        if self._counting is not None and self._counting.done():
+        if self._counting is None:
+            if self._count is not None and time.perf_counter() - self._began >= AFTER:
+                self._begin()
+        elif self._counting.done():
             if error := self._counting.exception():
                 logging.warning("operations are not counted: %s", error)
                 self._counting = self._count = None
