@@ -175,7 +175,7 @@ def test_processes_that_differ_do_not_start(differs, words, tmp_path):
     """
     status, told = ended(
         two(
-            lambda i: tiny.arguments("autoencoder", tmp_path / "run", *[differs] * (differs and i)),
+            lambda i: tiny.arguments("pixels", tmp_path / "run", *[differs][: i and len(differs)]),
             before="" if differs else spoilt,
         )
     )
