@@ -109,9 +109,7 @@ def _figures(of, mesh, chip, rows: int) -> dict:
         "mesh": {k: v for k, v in mesh.shape.items() if v > 1},
         "compile_seconds": round(seconds, 1),
     } | study(made, program, mesh, chip, model, executed)
-    print(
-        f"{WHAT.value} step of {len(mesh.devices.flat)} devices ({TOPOLOGY.value}), compiled in {seconds:.0f} s"
-    )
+    print(f"{WHAT.value} on {TOPOLOGY.value}, compiled in {seconds:.0f} s")
     print(told(figures))
     return figures
 

@@ -38,6 +38,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %reduce-scatter.9 = f32[2,8]{1,0} reduce-scatter(%k), replica_groups=[2,4]<=[8], to_apply=%add
   %collective-permute-start.1 = (bf16[2,8]{1,0}, bf16[2,8]{1,0}, u32[], u32[]) collective-permute-start(%x)
   %collective-permute-done.1 = bf16[2,8]{1,0} collective-permute-done(%collective-permute-start.1)
+  %reduce-scatter.10 = f32[2]{0} reduce-scatter(%y), replica_groups=mesh['a'=4,'b'=2,'c'=2], device_ids=([8]) {'a','c'}
+  %reduce-scatter.11 = f32[2]{0} reduce-scatter(%z), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
   ROOT %out = f32[8]{0} fusion(%all-reduce.1), kind=kLoop, calls=%fused
 }
 """
@@ -50,10 +52,12 @@ def test_collectives_are_counted_with_their_bytes():
         collectives.Collective("all-reduce", 3 * 3 * 4 * 8 * 4 + 8 * 2),
         collectives.Collective("all-gather", 16 * 8 * 4),
         collectives.Collective("reduce-scatter", 4 * 2 * 8 * 4),
+        collectives.Collective("reduce-scatter", 8 * 2 * 4),
+        collectives.Collective("reduce-scatter", 2 * 2 * 4),
         collectives.Collective("collective-permute", 2 * 8 * 2),
     }
-    assert collectives.summary(found)["reduce-scatter"] == {"count": 2, "bytes": 4352}
-    assert collectives.moved(found) == 4352 + 2 * 1168 + 512 + 32
+    assert collectives.summary(found)["reduce-scatter"] == {"count": 4, "bytes": 4352 + 80}
+    assert collectives.moved(found) == 4432 + 2 * 1168 + 512 + 32
 
 
 CHIP = chips.Chip(memory=1e6, flops=1e9, bandwidth=1e6, links=1e3)

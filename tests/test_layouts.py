@@ -11,8 +11,9 @@ import pytest
 from flax import linen as nn
 
 from ldm_jax import tree
-from ldm_jax.nn import attention, conv
+from ldm_jax.nn import attention, conv, once
 from ldm_jax.training import optimizer, sharding, step
+from tests.jaxprs import occurrences
 
 TENSOR = (
     (".*_attn/[qkv]/kernel", (None, "tensor")),
@@ -30,7 +31,7 @@ LAYOUTS = {
     "space": (dict(data=2, space=4), ((".*", "replicate"),)),
     "slices": (dict(data=2, fsdp=4, dcn=dict(data=2)), ((".*", "fsdp"),)),
 }
-LARGE = 14  # leaves of 64 elements and more: every kernel, and the bias of ff/in
+LARGE = 15  # leaves of 64 elements and more: every kernel, and the bias of ff/in
 
 
 class Network(nn.Module):
@@ -183,3 +184,20 @@ def test_processes_that_hold_the_same_rows_feed_the_same(monkeypatch):
     assert shares(data=2, tensor=8) == [(0, 2), (0, 2), (1, 2), (1, 2)]
     with pytest.raises(ValueError, match=r"process 0 would feed the parts \[0, 1, 8, 9\]"):
         shares(4, data=2, fsdp=8, dcn=dict(fsdp=4))
+
+
+def test_remat_keeps_what_its_name_says():
+    x, key = jnp.ones((1, 3, 8)), jax.random.key(0)
+
+    def products(remat):
+        block = once.once(attention.FeedForward, remat)()
+        variables = block.init(key, x)
+        gradient = jax.grad(lambda v: jnp.sum(jnp.square(block.apply(v, x))))
+        return occurrences(jax.make_jaxpr(gradient)(variables).jaxpr, ("dot_general",))
+
+    kept, again = products(False), products(True)
+    assert again > kept > 0
+    for name in once.KEEP:
+        assert products(name) == kept
+    with pytest.raises(ValueError, match="remat = 'dots' is unknown; choose True, False or one of"):
+        products("dots")

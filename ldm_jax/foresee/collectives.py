@@ -17,7 +17,9 @@ _OPERATION = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.MULTILINE
 )
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$", re.MULTILINE)
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+# The size of a group of chips, as XLA writes it: [groups,size], {{one,group},...}, or axes of a mesh by their names.
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[(.*?)\].*?\{(.*?)\})")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\]")
 
 
@@ -50,7 +52,12 @@ def _group(rest: str) -> int:
     groups = _GROUPS.search(rest)
     if groups is None:
         return 1
-    return int(groups[1]) if groups[1] else groups[2].count(",") + 1
+    if groups[1]:
+        return int(groups[1])
+    if groups[2]:
+        return groups[2].count(",") + 1
+    sizes = dict(_AXIS.findall(groups[3]))
+    return math.prod(int(sizes[name.strip().strip("'")]) for name in groups[4].split(","))
 
 
 def _bytes(dtype: str, shape: str) -> int:

@@ -118,17 +118,17 @@ def told(figures: Mapping[str, Any]) -> str:
     """The figures as lines for people."""
     memory, flops, times = figures["memory"], figures["flops"], figures["seconds"]
     lines = [
-        f"{figures['devices']} devices, {figures['batch_per_device']:g} row(s) of the batch on each",
-        f"memory of a device: {_gib(memory['peak'])} at the peak, of {_gib(memory['of'])}",
+        f"{figures['batch_per_device']:g} row(s) of the batch on each of {figures['devices']} devices",
+        f"memory of a device: {_mib(memory['peak'])} at the peak, of {_mib(memory['of'])}",
     ]
     inputs = sum(memory["inputs"].values())
-    lines += [f"  {_gib(size)}  {name}" for name, size in memory["inputs"].items()]
+    lines += [f"  {_mib(size)}  {name}" for name, size in memory["inputs"].items()]
     lines += [
-        f"  {_gib(memory['inputs_by_xla'])}  all inputs as they lie in tiles ({_gib(inputs)} without)",
-        f"  {_gib(memory['temporary'])}  temporary",
-        f"  {_gib(memory['code'])}  code",
-        f"TFLOP: {flops['model'] / 1e12:.3f} of the model, {flops['executed'] / 1e12:.3f} executed, "
-        f"{flops['xla'] / 1e12:.3f} by XLA",
+        f"  {_mib(memory['inputs_by_xla'])}  all inputs as they lie in tiles ({_mib(inputs)} without)",
+        f"  {_mib(memory['temporary'])}  temporary",
+        f"  {_mib(memory['code'])}  code",
+        f"TFLOP: {flops['model'] / 1e12:.4f} of the model, {flops['executed'] / 1e12:.4f} executed, "
+        f"{flops['xla'] / 1e12:.4f} by XLA",
         f"bytes to and from HBM: {figures['bytes']['xla'] / 1e9:.2f} GB"
         + (f", {turns:.1f} times" if (turns := figures["bytes"]["loop_turns"]) > 1 else ""),
         f"intensity: {figures['intensity']['program']:.0f} FLOP a byte; the chip's own is "
@@ -137,15 +137,18 @@ def told(figures: Mapping[str, Any]) -> str:
     for kind, of in figures["collectives"].items():
         lines.append(f"{kind}: {of['count']}, {of['bytes'] / 2**20:.1f} MiB")
     lines += [
-        "at least " + ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in times.items()),
+        "at least "
+        + ", ".join(
+            f"{name} {1e3 * times[name]:.2f} ms" for name in ("compute", "memory", "links")
+        ),
         f"bound by {figures['bound_by']}: MFU at most {100 * figures['mfu_bound']:.1f} %, "
         f"{figures['rows_per_second_bound']:.0f} rows a second on all devices",
     ]
     return "\n".join(lines)
 
 
-def _gib(size: int | float) -> str:
-    return f"{size / 2**30:8.3f} GiB"
+def _mib(size: int | float) -> str:
+    return f"{size / 2**20:10,.2f} MiB"
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
