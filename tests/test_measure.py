@@ -120,9 +120,10 @@ def test_a_step_of_the_benchmark_is_adam_on_the_loss_of_the_noise():
     subject = models.random("smallest", *SMALLEST, "float32")
     given = train.given_batch(subject, 2, 8)
     loss, params = train.loss_of(subject), subject.params["network"]
-    alpha = subject.model.path.alpha(given["t"] / 999)[:, None, None, None]
+    t = jnp.asarray(given["t"], jnp.float32)
+    alpha = subject.model.path.alpha(t / 999)[:, None, None, None]
     x_t = alpha * given["x0"] + jnp.sqrt(1 - alpha**2) * given["eps"]
-    out = subject.model.network.apply({"params": params}, x_t, given["t"], given["cond"])
+    out = subject.model.network.apply({"params": params}, x_t, t, given["cond"])
     np.testing.assert_allclose(
         loss(params, given), jnp.square(out - given["eps"]).mean(), rtol=1e-5
     )

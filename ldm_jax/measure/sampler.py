@@ -15,9 +15,8 @@ been compared; ratios are medians over pairs (above 1: ours is faster). On a GPU
 `torch.compile`. Without an accelerator everything runs on one pinned thread and seconds are those of the CPU.
 
 Freed memory is kept by the process (`heap`), as `train.py` and `sample.py` do, for torch and for us. Without it the
-kernel maps XLA's one buffer of temporaries anew at every call, where it is above 32 MB, while torch's arrays are each
-below it and mapped once, in a process where something else has raised glibc's threshold; alone torch's are mapped anew
-too. So one decoder was ahead in a script of its own and behind in the benchmark.
+kernel maps XLA's one buffer of temporaries anew at every call, where it is above 32 MB (a twentieth of the decoder of
+"small"), while torch's arrays, each of them smaller, are mapped once.
 """
 
 from collections.abc import Callable
