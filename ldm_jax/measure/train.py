@@ -78,7 +78,7 @@ def given_batch(subject: models.Subject, batch: int, side: int) -> dict[str, Any
     rng = np.random.default_rng(0)
     shape = (batch, side, side, subject.made["vae"].module.embed)
     x0, eps = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
-    steps = rng.integers(0, subject.model.path.steps, batch)
+    steps = jnp.asarray(rng.integers(0, subject.model.path.steps, batch))
     model = subject.model
     cond = jax.eval_shape(model.condition, subject.params, subject.batch(batch, side))
     tokens = jnp.asarray(rng.standard_normal(cond.tokens.shape, np.float32))
