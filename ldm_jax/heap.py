@@ -1,8 +1,8 @@
 """Memory that a process frees and needs again: the C library keeps it instead of handing it back to the kernel.
 
 XLA's programs for the CPU have one buffer each for all that they hold in between. glibc maps what is larger than 32 MB
-(elsewhere than in its first arena: 64 MB) anew for every call, and the kernel zeroes it page by page when it is first
-touched: a tenth of the time of a train step. Arrays of numpy and torch come from the same heap.
+anew for every call, and the kernel zeroes it page by page when it is first touched: a tenth of the time of a small
+network's gradient. Arrays of numpy and torch come from the same heap. What the process once held it then keeps.
 """
 
 import ctypes

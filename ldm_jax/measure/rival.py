@@ -153,7 +153,7 @@ def training(
         return torch.from_numpy(np.array(array)).to(where)
 
     x0, eps = (tensor(np.moveaxis(np.asarray(given[name]), -1, 1)) for name in ("x0", "eps"))
-    t, tokens = tensor(given["t"]), tensor(given["cond"].tokens)
+    t, tokens = tensor(given["t"]).long(), tensor(given["cond"].tokens)
     half = torch.autocast(where, getattr(torch, dtype), enabled=dtype != "float32")
 
     def wait(result):

@@ -13,6 +13,10 @@ on the same device in the same type.
 With --against diffusers the same networks, weights and steps run in torch, in turn with ours, after their results have
 been compared; ratios are medians over pairs (above 1: ours is faster). On a GPU that is torch as it is and with
 `torch.compile`. Without an accelerator everything runs on one pinned thread and seconds are those of the CPU.
+
+Freed memory is kept by the process (`heap`), as `train.py` and `sample.py` do, for torch and for us. Without it the
+kernel maps XLA's one buffer of temporaries anew at every call, where it is above 32 MB (a twentieth of the decoder of
+"small"), while torch's arrays, each of them smaller, are mapped once.
 """
 
 from collections.abc import Callable

@@ -8,14 +8,11 @@ The loss is the mean squared error of the noise; latents, noise, times and token
     loss        the network and the loss, nothing kept
     gradient    the loss and its gradient
     step        the gradient, then AdamW as a program of its own, parameters and moments updated in place
-    run         what `train.py` does (`training.step`): the step, the moving average, norms of gradient and update, and
-                nothing changed if one of them is not finite
 
 With --against diffusers the same network is trained in torch, in turn with ours, after the loss, the gradient and the
-loss after a step have been compared; ratios are medians over pairs (above 1: ours is faster). "run" is compared with
-torch's step, which does less. Torch's AdamW is there as it is by default and fused, which is faster. On a GPU torch
-also runs with `torch.compile`. Without an accelerator everything runs on one pinned thread and seconds are those of
-the CPU.
+loss after a step have been compared; ratios are medians over pairs (above 1: ours is faster). Torch's AdamW is there as
+it is by default and fused. On a GPU torch also runs with `torch.compile`. Without an accelerator everything runs on one
+pinned thread and seconds are those of the CPU. Freed memory is kept by the process (`heap`), for torch and for us.
 """
 
 import functools
@@ -32,14 +29,13 @@ from ldm_jax import flops
 from ldm_jax.diffusion import process
 from ldm_jax.measure import comparison, models, rival, timing
 from ldm_jax.measure.comparison import Asked
-from ldm_jax.training import step
 from ldm_jax.types import Params
 
 FLAGS = flags.FlagValues()
 comparison.define(FLAGS, "8", ("float32", "bfloat16"), "of computation")
 
 Runs = dict[str, Callable[[], Any]]
-PARTS = ("loss", "gradient", "step", "run")
+PARTS = ("loss", "gradient", "step")
 ADAMW = dict(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)  # in torch's words
 
 
@@ -60,13 +56,8 @@ def main(asked: Asked) -> None:
     print(table(result))
     if FLAGS.out:
         rows = [
-            (
-                f"{row['by']}, {name}, batch {row['batch']}",
-                row["batch"] / row[name][comparison.clock()],
-            )
+            (f"{row['by']}, batch {row['batch']}", row["batch"] / row["step"][comparison.clock()])
             for row in result["rows"]
-            for name in ("step", "run")
-            if name in row
         ]
         title = f"training {result['model']}, {result['dtype']}, {result['device']}"
         comparison.write(FLAGS.out, result, title, rows, "samples/s")
@@ -88,7 +79,7 @@ def given_batch(subject: models.Subject, batch: int, side: int) -> dict[str, Any
     rng = np.random.default_rng(0)
     shape = (batch, side, side, subject.channels)
     x0, eps = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
-    steps = rng.integers(0, subject.model.path.steps, batch)
+    steps = jnp.asarray(rng.integers(0, subject.model.path.steps, batch))
     model = subject.model
     cond = jax.eval_shape(model.condition, subject.params, subject.batch(batch, side))
     tokens = jnp.asarray(rng.standard_normal(cond.tokens.shape, np.float32))
@@ -126,11 +117,11 @@ def measure(subject: models.Subject, batch: int, rate: float) -> list[dict[str, 
         row = {"by": by, "batch": batch, "side": given["x0"].shape[1]}
         row |= {name: of.summary() for name, of in parts.items()}
         if by == "ldm_jax":
-            row |= timing.memory(programs["run"])
+            row |= timing.memory(programs["gradient"])
             for name in PARTS:
                 row[name] |= comparison.counted(operations[name], row[name], rate)
         else:
-            row["ratio"] = comparison.ratios(parts | {"run": parts["step"]}, spent["ldm_jax"])
+            row["ratio"] = comparison.ratios(parts, spent["ldm_jax"])
         rows.append(row)
     return rows
 
@@ -146,7 +137,7 @@ class Stepping:
 
 
 def compiled(loss: Callable[..., Any], params: Params, given: Any) -> tuple[Runs, dict[str, Any]]:
-    """The parts, on copies of the parameters where they change them; and the compiled programs."""
+    """The parts, on a copy of the parameters where they change them; and the compiled programs."""
     b1, b2 = ADAMW["betas"]
     tx = optax.adamw(ADAMW["lr"], b1, b2, ADAMW["eps"], weight_decay=ADAMW["weight_decay"])
 
@@ -155,19 +146,11 @@ def compiled(loss: Callable[..., Any], params: Params, given: Any) -> tuple[Runs
         updates, opt_state = tx.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def of_a_run(params, frozen, given, rng, step):
-        return loss(params, given), {}
-
-    def copied():
-        return jax.tree.map(jnp.copy, params)
-
-    whole, rng = step.make_train_step(of_a_run, tx), jax.random.key(0)
-    state, of_run = (copied(), tx.init(params)), step.init_state(copied(), tx)
+    state = (jax.tree.map(jnp.copy, params), tx.init(params))
     programs = {
         "loss": jax.jit(loss).lower(params, given),
         "gradient": jax.jit(jax.value_and_grad(loss)).lower(params, given),
         "step": jax.jit(adamw, donate_argnums=0).lower(state, params),
-        "run": jax.jit(whole, donate_argnums=0).lower(of_run, {}, given, rng),
     }
     programs = {name: lowered.compile() for name, lowered in programs.items()}
 
@@ -179,7 +162,6 @@ def compiled(loss: Callable[..., Any], params: Params, given: Any) -> tuple[Runs
         "loss": lambda: jax.block_until_ready(programs["loss"](params, given)),
         "gradient": lambda: jax.block_until_ready(programs["gradient"](params, given)),
         "step": Stepping(stepped, state),
-        "run": Stepping(lambda state: programs["run"](state, {}, given, rng), of_run),
     }
     return runs, programs
 
@@ -215,18 +197,18 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"\ntraining {result['model']}, {result['dtype']}, {result['device']}, jax {result['jax']}, "
         f"matrix product {result['matmul_tflops']:.3g} TFLOP/s\n",
-        f"| by | batch | loss, {clock} | gradient | step | run | samples/s | TFLOP/sample | TFLOP/s (share) | GB |",
-        "|---" * 10 + "|",
+        f"| by | batch | loss, {clock} | gradient | step | samples/s | TFLOP/sample | TFLOP/s (share) | GB |",
+        "|---" * 9 + "|",
     ]
     for row in result["rows"]:
         cells = [row["by"], str(row["batch"])]
-        each = {name: row[name][comparison.clock()] for name in PARTS if name in row}
-        cells += [f"{each[name]:.4g}" if name in each else "" for name in PARTS]
-        cells.append(f"{row['batch'] / each['step']:.4g}")
+        each = [row[name][comparison.clock()] for name in PARTS]
+        cells += [f"{seconds:.4g}" for seconds in each]
+        cells.append(f"{row['batch'] / each[-1]:.4g}")
         if "ratio" in row:
             lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
             shown = ", ".join(f"{name} {row['ratio'][name]:.2f}" for name in PARTS)
-            lines.append(f"| of ours, by pairs: {shown} |" + " |" * 9)
+            lines.append(f"| of ours, by pairs: {shown} |" + " |" * 8)
             continue
         of = row["step"]
         peak = row.get("peak_bytes", row["program_bytes"])
