@@ -90,8 +90,8 @@ def _fits(of, mesh, rows: int) -> bool:
 
 def _figures(of, mesh, chip, rows: int) -> dict:
     from ldm_jax.build import plan
+    from ldm_jax.flops import flops
     from ldm_jax.foresee.study import compile_program, study, told
-    from ldm_jax.measure.flops import flops
     from ldm_jax.nn import once
 
     program = plan.program(CONFIG.value, of, mesh, WHAT.value, rows)
