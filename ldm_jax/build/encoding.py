@@ -103,12 +103,12 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
     )
     _compare(plan, out, split)
     rows = sharding.round_up(max(rows, plan.flips), mesh)
-    layout, compiled = sharding.batch_layout(mesh), jax.jit(found.coder.moments)
+    compiled = jax.jit(found.coder.moments)
     options = parts.data(config)
     return Job(
         plan=plan,
         source=source.only(("image", *plan.fields)),
-        encode=lambda x: compiled(found.arrays, jax.device_put(x, layout)),
+        encode=lambda x: compiled(found.arrays, sharding.spread(mesh, x)),
         encode_texts=found.texts and found.texts(rows),
         rows=rows,
         workers=options.get("workers", 0),
@@ -159,7 +159,6 @@ def _pretrained(config: ConfigDict, mesh: Mesh) -> _Encoder:
 
 def _texts(of: start.Start, params: Params, mesh: Mesh, rows: int) -> Callable[..., Any]:
     """A function from captions to what the text encoders make of them, `rows` at once."""
-    layout = sharding.batch_layout(mesh)
     read = {"sizes": np.zeros((rows, 6), np.float32)} if "sizes" in of.model.fields else {}
 
     @jax.jit
@@ -172,7 +171,7 @@ def _texts(of: start.Start, params: Params, mesh: Mesh, rows: int) -> Callable[.
             some = captions[first : first + rows]
             filled = some + [""] * (rows - len(some))
             batch = {field: make(filled) for field, make in of.texts.items()} | read
-            made = encode(params, jax.device_put(batch, layout))
+            made = encode(params, sharding.spread(mesh, batch))
             found.append({k: np.asarray(v[: len(some)], np.float32) for k, v in made.items()})
         return {k: np.concatenate([one[k] for one in found]) for k in found[0]}
 

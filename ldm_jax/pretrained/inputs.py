@@ -268,11 +268,11 @@ def check(prompt: Prompts, solver: str, images: Any = None, factor: int = 1) -> 
 
 def place(pipe: Any, arrays: Any) -> Any:
     """Spread over the mesh where the batch divides, else copied to all of it."""
-    ways = pipe.mesh.shape["data"] * pipe.mesh.shape["fsdp"]
+    mesh = pipe.mesh
 
     def put(x):
-        even = np.ndim(x) and np.shape(x)[0] % ways == 0
-        layout = sharding.batch_layout if even else sharding.replicated
-        return jax.device_put(x, layout(pipe.mesh))
+        even = np.ndim(x) and np.shape(x)[0] % sharding.rows(mesh) == 0
+        layout = sharding.batch_layouts(mesh, x) if even else sharding.replicated(mesh)
+        return jax.device_put(x, layout)
 
     return jax.tree.map(put, arrays)
