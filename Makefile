@@ -40,5 +40,5 @@ TORCH ?= torch
 parity: $(VENV)/installed
 	$(RUN) -m pip install --quiet $(TORCH)
 	$(RUN) -m pip install --quiet --editable ".[dev,parity]"
-	$(RUN) -m pip install --quiet --no-deps "torch-fidelity>=0.4" "lpips>=0.1.4" torchvision
+	$(RUN) -m pip install --quiet --no-deps "torch-fidelity>=0.4" "lpips>=0.1.4" torchvision==0.28.0
 	$(RUN) -m pytest $(UNCHECKED) -n auto --dist worksteal -m parity

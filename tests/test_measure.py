@@ -220,7 +220,7 @@ def test_a_comparison_needs_what_it_compares_with(monkeypatch):
     with pytest.raises(ValueError, match="written here for ddim, and not for 'heun'"):
         rival.check(subject, "heun")
     model = subject.model._replace(conditioner=None)
-    with pytest.raises(ValueError, match="compared here for models that read tokens alone"):
+    with pytest.raises(ValueError, match="layout that read tokens alone"):
         rival.check_training(dataclasses.replace(subject, model=model))
 
 
