@@ -98,7 +98,13 @@ def split(part):
     return found
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+QUICK = ("fsdp",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS if n not in QUICK)],
+)
 def test_a_layout_learns_what_one_device_does(name, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     axes, rules = LAYOUTS[name]

@@ -75,6 +75,7 @@ def flagged(monkeypatch, benchmark=sampler, **given):
     benchmark.FLAGS(["benchmark", *(f"--{name}={value}" for name, value in given.items())])
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_part(monkeypatch, tmp_path, capsys):
     out = tmp_path / "results.json"
     flagged(monkeypatch, batch="1", out=out)
@@ -102,6 +103,7 @@ def test_the_benchmark_measures_every_part(monkeypatch, tmp_path, capsys):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_training_measures_every_part(monkeypatch, tmp_path, capsys):
     out = tmp_path / "results.json"
     flagged(monkeypatch, train, batch="2", out=out)
