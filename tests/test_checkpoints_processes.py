@@ -57,7 +57,6 @@ def test_training_goes_on_when_the_disk_is_full(when, tmp_path):
         in told
     )
     assert "saved step 8" not in told
-    assert "orbax/checkpoint" not in told  # orbax's hundreds of lines
     assert "saved step 12" in told
     if when == "in between":
         assert done.returncode == 0, told
