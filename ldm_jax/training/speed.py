@@ -49,7 +49,7 @@ class Speed:
     """
 
     def __init__(self, batch: int, mesh: Mesh, count: Callable[[], int] | None):
-        self.batch, self.device, self.devices = batch, mesh.devices.flat[0], mesh.devices.size
+        self.batch, self.device, self.devices = batch, mesh.local_devices[0], mesh.devices.size
         self._began, self._count, self._counting = time.perf_counter(), count, None
 
     def _begin(self) -> None:
