@@ -59,9 +59,13 @@ def test_neither_seeds_nor_prompts_nor_grids_compile_a_step_anew():
     programs = tasks.make_stepwise(model().model, model().shape, how)
     _, first, told = both_ways(how, prompts=[RED] * 10, size=8)
     assert told[-1] == (8, 8)  # four steps in each of two chunks
+    compiled = [f._cache_size() for f in programs]
+    # On several devices the first step finds what `start` left: a second program, however many steps follow.
+    assert compiled[0] == 1
+    assert max(compiled) <= 2
     karras = sampling(guidance=3.0, spacing="karras")
     other = dataclasses.replace(karras, solver=how.solver, guidance=5.0)
     _, again, _ = both_ways(other, prompts=[BLUE] * 8, seed=3)
     assert tasks.make_stepwise(model().model, model().shape, other) is programs
-    assert [f._cache_size() for f in programs] == [1, 1, 1]
+    assert [f._cache_size() for f in programs] == compiled
     assert np.abs(again[0].x - first[0].x).max() > 1e-4

@@ -119,8 +119,11 @@ def walked(programs: Stepwise, given: tuple[Any, ...], tick: Callable[[int, int]
     """Draws step by step; `tick(done, steps)` is called when a step is done, while the next one runs already."""
     begun, way = programs.start(*given)
     steps, before = len(begun.levels.t) - 1, None
+    layouts = jax.tree.map(lambda a: a.sharding, way)
+    way = jax.device_put(way, layouts)
     for i in range(steps):
-        way = programs.step(given, begun, way, np.int32(i))
+        # Each step is given arrays that lie alike, whatever XLA made of the step before: one program serves all.
+        way = jax.device_put(programs.step(given, begun, way, np.int32(i)), layouts)
         if before is not None:
             jax.block_until_ready(before)
             tick(i, steps)

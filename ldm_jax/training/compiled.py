@@ -14,13 +14,14 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")  # whose code a step is made of, beside ours
 PACKAGE = Path(__file__).parent.parent
@@ -113,7 +114,8 @@ def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> 
             return jax.tree.leaves(state), [metrics[name] for name in names]
 
         layouts = (jax.tree.leaves(out[0]), [out[1]] * len(names))
-        loaded = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves).compile()
+        with _anew():
+            loaded = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves).compile()
         sizes = [len(given) for given in leaves]
         _write(kept.path, loaded, (sizes, _described(inputs), names))
 
@@ -122,6 +124,19 @@ def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> 
         return trees[0].unflatten(state), dict(zip(names, metrics, strict=True))
 
     return call
+
+
+@contextlib.contextmanager
+def _anew() -> Iterator[None]:
+    """Compiles without JAX's cache: what XLA's CPU backend loads from there, it cannot write again as a whole."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which has decided already whether it is used
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _described(inputs: Any) -> list[str]:
