@@ -194,7 +194,9 @@ class Pipeline:
 
             for number, start in enumerate(range(0, n, chunk)):
                 rows = np.arange(start, start + chunk) % n  # the last chunk is filled up and cut
-                keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds)[rows]))
+                # On the mesh like all else, so that a program that reads nothing but them runs there too.
+                placed = place({"seed": np.asarray(seeds, np.int32)}, rows)["seed"]
+                keys = jax.vmap(jax.random.key)(placed)
                 given = (params, self.arrays, place(batch, rows), keys, sampling.points)
                 of_task = (place(task.rows, rows), dict(task.numbers))
                 against = None if negative is None else place(negative, rows)
