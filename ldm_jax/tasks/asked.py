@@ -22,6 +22,7 @@ NAMES = (
     "interpolate",
     "panorama",
     "upscale",
+    "semantic",
 )
 PLAIN = guided.How()
 
