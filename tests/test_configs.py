@@ -31,6 +31,7 @@ SIZES = {
     "bsr_sr": {"network": 113_622_563},
     "semantic_256": {"network": 215_229_315},
     "semantic_512": {"network": 215_229_315},
+    "retrieval_768": {"network": 1_335_480_400},
     "layout_openimages": {"network": 246_277_379, "conditioner": 54_656_000},
     "layout_coco": {"network": 246_277_379, "conditioner": 54_656_000},
     # Of diffusers' own models: see tests/published_unets.py and tests/test_clip.py.
@@ -44,6 +45,7 @@ FACTORS |= dict.fromkeys(
 )
 FACTORS |= dict.fromkeys(("inpainting_big", "bsr_sr", "semantic_256", "semantic_512"), (4, 3))
 FACTORS |= dict.fromkeys(("layout_openimages", "layout_coco"), (4, 3))
+FACTORS["retrieval_768"] = (16, 16)
 
 
 def config_of(name):
@@ -137,6 +139,12 @@ def smaller(name):
             config.data.source = dict(
                 name="maps.folder", path=str(pictures), maps=maps, split="train"
             )
+        if field == "neighbours":
+            index = str(tiny.shared_index())
+            config.data.source = dict(
+                name="neighbours.folder", path=str(pictures), index=index, neighbours=2
+            )
+            config.conditioner.update(count=2, width=4)
         if field == "layout":
             boxes = str(tiny.shared_boxes())
             config.data.source = dict(name="open_images.open_images", path=boxes, fewest=1)
