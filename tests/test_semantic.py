@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,7 +90,8 @@ def test_boxes_are_read_by_a_transformer_of_their_own_words():
     batch = parts.validation_batches(config, fields=of.fields)[0]
     assert batch["layout"].shape == (8, 8)
     shape = jax.eval_shape(
-        lambda key: of.init_with_output(key, {"layout": batch["layout"]})[0], jax.random.key(0)
+        lambda key: of.init_with_output(key, {"layout": jnp.asarray(batch["layout"])})[0],
+        jax.random.key(0),
     )
     assert shape.tokens.shape == (8, 8, 8)
     assert conditioner.example(config, ("layout",), {})["layout"].shape == (1, 8)
