@@ -89,7 +89,7 @@ def ask(
     given = dict(
         images=images, masks=masks, maps=maps, source=source, strength=strength, margins=margins
     ) | dict(size=size, frames=frames, cross=cross, own=own, repaint=repaint, limit=limit)
-    given = {k: v for k, v in given.items() if v is not None and np.size(v)}
+    given = {k: v for k, v in given.items() if v is not None and (np.isscalar(v) or len(v))}
     _check_task(task, given, sampling)
     _check_model(pipe, task)
     steps, taken = sampling.points.t.shape[0] - 1, {}
