@@ -50,8 +50,9 @@ STRENGTH = flags.DEFINE_float(
     "strength", None, "the share of the steps taken from a picture, in (0, 1]", flag_values=FLAGS
 )
 MARGINS = numbers("margins", None, "of outpaint, in pixels: top,bottom,left,right")
-SIZE = numbers("size", None, "of panorama, in pixels: height,width")
+SIZE = numbers("size", None, "of panorama and high_resolution, in pixels: height,width")
 REPAINT = numbers("repaint", None, "jump,times: how the steps of inpaint and outpaint are repeated")
+WEIGHT = texts("weight", [], "WORD=FACTOR: of prompt_to_prompt; may be repeated")
 FRAMES = whole("frames", None, "of interpolate", lower_bound=2)
 FILM = flags.DEFINE_bool("film", False, "also draw the way to the picture", flag_values=FLAGS)
 HEATMAPS = flags.DEFINE_bool("heatmaps", False, "also show where each word acts", flag_values=FLAGS)
@@ -89,6 +90,7 @@ def main(argv: list[str]) -> None:
             size=cli.whole_numbers(SIZE),
             repaint=cli.whole_numbers(REPAINT),
             frames=FRAMES.value,
+            weights=cli.weights(WEIGHT),
         )
         words = dict(
             prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value or 0
