@@ -24,6 +24,11 @@ SIZES = {
     "kl_f8": {"gen": 83_653_863},
     "kl_f16": {"gen": 69_610_963},
     "kl_f32": {"gen": 103_880_131},
+    "vq_f4": {"gen": 55_322_782},
+    "vq_f4_noattn": {"gen": 53_219_486},
+    "vq_f8": {"gen": 67_717_295},
+    "vq_f8_n256": {"gen": 67_652_783},
+    "vq_f16": {"gen": 69_593_371},
     "churches_f8": {"network": 294_966_916},
     "imagenet_f4": {"network": 400_920_579},
     "text_to_image_f8": {"network": 872_300_484, "conditioner": 542_895_360},
@@ -130,6 +135,10 @@ def smaller(name):
             config.model.attention = tuple(config.model.attention)[-1:]
         if config.model.get("heads") or config.model.get("head_dim"):
             config.model.heads, config.model.head_dim = 1, None
+        if "codes" in config.model:
+            config.model.codes = 8
+        if "start" in config:
+            del config.start  # there is no run to start from
         config.log = dict(batches=1, samples=8)
         if "discriminator" in config:
             config.discriminator.update(width=4, layers=1)

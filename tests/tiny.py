@@ -90,6 +90,16 @@ def autoencoder():
     return c
 
 
+def vq():
+    """Stage 1 with codes, whose codebook is a moving average."""
+    c = autoencoder()
+    c.model.update(name="vq.VQAutoencoder", codes=16)
+    del c.objective.kl_weight
+    c.objective.normalization = "mean"
+    c.codebook = dict(name="average", revive=0.1)
+    return c
+
+
 def unconditional():
     """Stage 2, without conditions."""
     c = common()
@@ -176,11 +186,9 @@ def shared_classes():
 
 
 @functools.cache
-def shared_autoencoder():
-    """The work directory of an autoencoder with the parameters of step 0."""
-    config = autoencoder()
-    config.data.source.path = str(shared_pictures())
-    return saved_at_start(config, scratch() / "autoencoder")
+def shared_autoencoder(kind="autoencoder"):
+    """The work directory of an autoencoder ("autoencoder", "vq") with the parameters of step 0."""
+    return saved_at_start(config_of(kind), scratch() / kind)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, weaker, workdir
+from ldm_jax.build.latent_moments import latent_statistics
 from ldm_jax.build.tasks import Asked, ask
 from ldm_jax.build.untrained import conditions
 from ldm_jax.build.untrained import pipeline as untrained
@@ -23,6 +24,7 @@ __all__ = [
     "away_from",
     "conditions",
     "examples",
+    "latent_statistics",
     "pipeline",
     "run",
     "sampling",

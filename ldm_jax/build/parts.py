@@ -1,6 +1,7 @@
 """What both kinds of run are made of: mesh, data, optimizer, logging."""
 
 import functools
+import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ldm_jax.build.sections import checked, make, plain, section
 from ldm_jax.build.workdir import GUARDS, LOG, TOLD
 from ldm_jax.data import latents
 from ldm_jax.data import pipeline as input_pipeline
+from ldm_jax.models import vq
 from ldm_jax.nn import once
-from ldm_jax.training import checkpoints, compiled, guards, loop, processes, sharding
+from ldm_jax.training import checkpoints, codebook, compiled, guards, loop, processes, sharding
+from ldm_jax.training import optimizer as optimizers
 from ldm_jax.types import Loss, Params
 
 PIPELINE = dict(
@@ -33,7 +36,9 @@ PIPELINE = dict(
 DATA = dict(source=dict | str, validation=dict, cached=str) | PIPELINE
 SPLITS = ("train", "validation")  # of a cache
 MESH = dict.fromkeys(sharding.AXES, int) | dict(dcn=dict)
-OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
+# Of that section, what is not the optimizer's own.
+OPTIMIZER = dict(ema=float, accumulate=int, frozen=tuple[str, ...])
+CODEBOOK = "gen/codebook"  # the parameter
 
 
 def make_section(package: str, value: Any, where: str, **more: Any) -> Any:
@@ -188,7 +193,40 @@ def optimizer_of(config: ConfigDict) -> tuple[optax.GradientTransformation, floa
     if not 0.0 <= ema < 1.0:
         raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
     name = f"optimizer.{options.pop('name')}"
-    return make("training", name, steps=config.steps, **options), ema, accumulate
+    tx = make("training", name, steps=config.steps, **options)
+    if still := extra.get("frozen", ()):
+        tx = optimizers.frozen(tx, still)
+    if rule := codebook_rule(config):
+        if any(re.fullmatch(pattern, CODEBOOK) for pattern in still):
+            raise ValueError(
+                f"the section codebook says how {CODEBOOK!r} learns, and optimizer.frozen that it does not; "
+                "leave one of them out"
+            )
+        tx = codebook.learnt(tx, rule)
+    return tx, ema, accumulate
+
+
+def codebook_rule(config: ConfigDict) -> codebook.Rule | None:
+    """How the codebook of a first stage learns; None: by the gradient alone, or there is none.
+
+    Raises:
+      ValueError: the section is there and the model has no codebook.
+    """
+    if "codebook" not in config:
+        return None
+    of = make_section("models", config.model, "model")
+    if not isinstance(of, vq.VQAutoencoder) or of.levels:
+        what = f"{config.model.name} with levels" if hasattr(of, "levels") else config.model.name
+        raise ValueError(
+            f"{what} has no codebook; leave the section codebook out, or take vq.VQAutoencoder with codes"
+        )
+    return make_section("training.codebook", config.codebook, "codebook")
+
+
+def of_trained(config: ConfigDict, loss: Loss) -> Loss:
+    """The loss as a function of the parameters that the optimizer moves."""
+    still = plain(config.optimizer).get("frozen", ())
+    return optimizers.without_gradient(loss, still) if still else loss
 
 
 def rules_of(config: ConfigDict) -> tuple[tuple[str, Any], ...]:

@@ -15,11 +15,12 @@ from ldm_jax.training import processes
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
 COMMON |= {"guards"}
 KINDS = {
-    "autoencoder": COMMON | {"discriminator", "perceptual"},
+    "autoencoder": COMMON | {"discriminator", "perceptual", "codebook", "start"},
     "diffusion": COMMON
     | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
 }
-OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init", "guards"}
+OPTIONAL = {"discriminator", "perceptual", "codebook", "start", "guards"}
+OPTIONAL |= {"tokenizer", "conditioner", "init"}
 PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
