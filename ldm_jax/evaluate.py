@@ -29,7 +29,7 @@ REFERENCE = flags.DEFINE_string(
 METRICS = flags.DEFINE_list(
     "metrics",
     ["prompts"],
-    "of prompts, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
+    "of prompts, labels, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
     flag_values=FLAGS,
 )
 FEATURES = flags.DEFINE_string(
@@ -76,6 +76,7 @@ CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "the checkpoint's step; None: the latest", flag_values=FLAGS
 )
 OF_PROMPTS, OF_RUN = 256, 1000  # pictures where --n is not given
+OF_SHAPES = ("prompts", "labels")  # metrics of runs on `shapes`
 
 
 def check_flags() -> None:
@@ -87,7 +88,7 @@ def check_flags() -> None:
     from ldm_jax.build.sections import did_you_mean
     from ldm_jax.quality import scores
 
-    known = ("prompts", *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip", "rfid")
+    known = (*OF_SHAPES, *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip", "rfid")
     for name in METRICS.value:
         if name not in known:
             raise ValueError(f"there is no metric {name!r}{did_you_mean(name, known)}")
@@ -97,7 +98,7 @@ def check_flags() -> None:
         raise ValueError("give either --workdir, a run of train.py, or --images, a folder")
     if IMAGES.value is None:
         return
-    if of_run := sorted({"prompts", "rfid"} & set(METRICS.value)):
+    if of_run := sorted({*OF_SHAPES, "rfid"} & set(METRICS.value)):
         raise ValueError(
             f"the metrics {of_run} are of a trained model: give --workdir, or other --metrics"
         )
@@ -146,7 +147,7 @@ def main(argv: list[str]) -> None:
 
         about: dict[str, Any] = {}
         ask = judging.Asked(
-            tuple(name for name in METRICS.value if name != "prompts"),
+            tuple(name for name in METRICS.value if name not in OF_SHAPES),
             features=FEATURES.value,
             weights=tuple(WEIGHTS.value),
             lpips=tuple(LPIPS.value),
@@ -157,7 +158,7 @@ def main(argv: list[str]) -> None:
             subset=KID_SUBSET.value,
             batch=BATCH.value,
         )
-        splits, subject = None, None
+        splits, labelled, subject = None, None, None
         if WORKDIR.value is not None:
             pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value)
             given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
@@ -170,6 +171,8 @@ def main(argv: list[str]) -> None:
                     "seen": build.examples(WORKDIR.value, "validation", count),
                     "unseen": build.examples(WORKDIR.value, "unseen", count),
                 }
+            if "labels" in METRICS.value:
+                labelled = build.labelled(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
             if ask.metrics:
                 subject = model(pipeline, sampling)
         else:
@@ -183,6 +186,11 @@ def main(argv: list[str]) -> None:
         where = Path(WORKDIR.value)
         figures |= prompts.figures(pipeline, sampling, splits, SEED.value, where)
         figures["prompts"] = len(splits["seen"][1])
+    if labelled is not None:
+        from ldm_jax.quality import labels
+
+        figures |= labels.figures(pipeline, sampling, *labelled, SEED.value, Path(WORKDIR.value))
+        figures["labels"] = len(labelled[1])
     if judge is not None:
         try:
             figures |= judge()

@@ -143,6 +143,16 @@ def label():
     return c
 
 
+def transformer():
+    """A DiT with a learned variance, conditioned on the class."""
+    c = label()
+    c.model = dict(name="dit.DiT", width=8, depth=2, heads=2, patch=2, variance=True)
+    c.path, c.target = dict(name="ddpm", schedule="linear", beta_start=1e-4, beta_end=0.02), "eps"
+    c.objective.update(times="discrete", bound=0.001)
+    c.sampler.solver = dict(name="ddpm", variance="learned")
+    return c
+
+
 def painting():
     """Stage 2, conditioned on captions, masks and what these leave of the pictures."""
     c = text()
@@ -193,14 +203,15 @@ def shared_autoencoder(kind="autoencoder"):
 
 @functools.cache
 def shared_model(kind):
-    """The work directory of a diffusion model ("text", "label", "unconditional") at step 0."""
+    """The work directory of a diffusion model ("text", "label", "transformer" ...) at step 0."""
     return saved_at_start(config_of(kind), scratch() / kind)
 
 
 def config_of(kind):
     """A config of this file with its data and its autoencoder in place."""
     config = get_config(kind)
-    config.data.source.path = str(shared_classes() if kind == "label" else shared_pictures())
+    labelled = kind in ("label", "transformer")
+    config.data.source.path = str(shared_classes() if labelled else shared_pictures())
     if "run" in config.get("codec", {}):
         config.codec.run = str(shared_autoencoder())
     return config

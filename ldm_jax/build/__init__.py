@@ -25,6 +25,7 @@ __all__ = [
     "conditions",
     "examples",
     "latent_statistics",
+    "labelled",
     "pipeline",
     "run",
     "sampling",
@@ -101,6 +102,22 @@ def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, lis
         config, of, (), batch=n, crop="center", flip=False, shuffle=False, repeat=False
     )
     return batches[0]["x"], batches.captions(0)
+
+
+def labelled(directory: str | Path, of: Pipeline, n: int) -> tuple[np.ndarray, list[str]]:
+    """The first `n` pictures [n h w c] in [-1, 1] of a run's validation data, and their classes by name.
+
+    Raises:
+      ValueError: a model that reads no labels, classes without names, or fewer examples than `n`.
+    """
+    if of.classes is None or "label" not in of.model.fields:
+        reads = list(of.model.fields) or "nothing"
+        raise ValueError(
+            f"the run in {directory} reads {reads}, and this needs classes that have names"
+        )
+    found = validation(directory, of, n)
+    pictures = np.stack([found.picture(i) for i in range(n)])
+    return pictures, [of.classes[i] for i in found.conditions()["label"]]
 
 
 class Validation(NamedTuple):

@@ -26,7 +26,13 @@ from ldm_jax.types import Batch, Params
 
 Named = str | dict  # a section
 OBJECTIVE = dict(
-    name=str, times=Named, weight=Named, kind=str, offset_noise=float, drop=float | dict
+    name=str,
+    times=Named,
+    weight=Named,
+    kind=str,
+    offset_noise=float,
+    drop=float | dict,
+    bound=float,
 )
 TOKENIZER = dict(kind=str, vocab=int, length=int)
 SCALE_BATCHES = 8  # batches from which the scale of the latents is measured
@@ -228,7 +234,7 @@ def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dic
     weight = parts.make_section(
         "diffusion.weightings", given.get("weight", "uniform"), "objective.weight"
     )
-    options = {k: given[k] for k in ("kind", "offset_noise") if k in given}
+    options = {k: given[k] for k in ("kind", "offset_noise", "bound") if k in given}
 
     def loss(network):
         return objectives.diffusion_loss(network, of.path, of.target, times, weight, **options)
