@@ -43,6 +43,7 @@ TASK = text(
 )
 IMAGE = texts("image", [], "a picture for the task: PNG, JPEG ...; may be repeated")
 MASK = texts("mask", [], "a picture that is white where something new is made; may be repeated")
+MAP = texts("map", [], "a map of classes for the task semantic: PNG; may be repeated")
 SOURCE = texts(
     "source", [], "what the picture shows, or the prompt that is edited; may be repeated"
 )
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> None:
         given = dict(
             images=IMAGE.value,
             masks=MASK.value,
+            maps=MAP.value,
             source=SOURCE.value,
             strength=STRENGTH.value,
             margins=cli.whole_numbers(MARGINS),

@@ -29,7 +29,7 @@ REFERENCE = flags.DEFINE_string(
 METRICS = flags.DEFINE_list(
     "metrics",
     ["prompts"],
-    "of prompts, labels, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
+    "of prompts, labels, condition, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
     flag_values=FLAGS,
 )
 FEATURES = flags.DEFINE_string(
@@ -76,7 +76,7 @@ CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "the checkpoint's step; None: the latest", flag_values=FLAGS
 )
 OF_PROMPTS, OF_RUN = 256, 1000  # pictures where --n is not given
-OF_SHAPES = ("prompts", "labels")  # metrics of runs on `shapes`
+OF_SHAPES = ("prompts", "labels", "condition")  # metrics by the rules of `shapes`
 
 
 def check_flags() -> None:
@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
             subset=KID_SUBSET.value,
             batch=BATCH.value,
         )
-        splits, labelled, subject = None, None, None
+        splits, labelled, subject, shown = None, None, None, None
         if WORKDIR.value is not None:
             pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value)
             given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
@@ -173,6 +173,15 @@ def main(argv: list[str]) -> None:
                 }
             if "labels" in METRICS.value:
                 labelled = build.labelled(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
+            if "condition" in METRICS.value:
+                from ldm_jax.quality import conditions
+
+                conditions.field_of(pipeline)
+                shown = build.validation(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
+                if shown.captions is None:
+                    raise ValueError(
+                        f"the metric condition reads pictures of shapes, and {shown.name} has no captions to tell which"
+                    )
             if ask.metrics:
                 subject = model(pipeline, sampling)
         else:
@@ -191,6 +200,13 @@ def main(argv: list[str]) -> None:
 
         figures |= labels.figures(pipeline, sampling, *labelled, SEED.value, Path(WORKDIR.value))
         figures["labels"] = len(labelled[1])
+    if shown is not None:
+        import numpy as np
+
+        captions = shown.captions()
+        real = np.stack([shown.picture(i) for i in range(len(captions))])
+        given = (real, shown.conditions(), captions, SEED.value, Path(WORKDIR.value))
+        figures |= conditions.figures(pipeline, sampling, *given)
     if judge is not None:
         try:
             figures |= judge()

@@ -29,6 +29,7 @@ class LatentDiffusion(NamedTuple):
     path: process.Path
     target: process.Target
     around: Callable[[Network], Network] | None = None  # what changes the network from outside
+    blank: float = 0.0  # what stands where a picture is hidden
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -61,11 +62,11 @@ class LatentDiffusion(NamedTuple):
     def seen(self, arrays: Params, batch: Batch, key: Array) -> Batch:
         """The batch with the latents of what is left of its pictures, "masked", if the conditioner reads them.
 
-        What is left of "x" where "hole" is 0, and grey elsewhere (Rombach et al. 2022, section 4.5).
+        What is left of "x" where "hole" is 0, and `blank` elsewhere (Rombach et al. 2022, section 4.5).
         """
         if "masked" not in self.fields:
             return batch
-        left = batch["x"] * (1 - batch["hole"])
+        left = batch["x"] * (1 - batch["hole"]) + self.blank * batch["hole"]
         return batch | {"masked": self.codec.encode(arrays, left, key)}
 
     def raw(self, params: Params, dropout: Array | None = None) -> Network:

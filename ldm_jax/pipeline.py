@@ -22,6 +22,11 @@ from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler, make_stepwise, wa
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
+REMEDIES = {
+    "segmentation": "use the task semantic, with a map",
+    "layout": "boxes are given in code alone: call Pipeline.drawer with a batch of `data.layout.tokens`",
+}
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -81,10 +86,9 @@ class Pipeline:
           ValueError: the model wants conditions.
         """
         self._pictured(beside)
-        if {*self.model.fields} - {*beside}:
-            raise ValueError(
-                f"this model is conditioned on {list(self.model.fields)}; give prompts or labels"
-            )
+        if missing := {*self.model.fields} - {*beside}:
+            remedy = next((REMEDIES[f] for f in REMEDIES if f in missing), "give prompts or labels")
+            raise ValueError(f"this model is conditioned on {list(self.model.fields)}; {remedy}")
         return {"_": np.zeros(n, np.int32)}
 
     def reconstruct(

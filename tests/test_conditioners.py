@@ -151,6 +151,32 @@ def test_spatial_counts_the_classes_of_each_block():
         np.testing.assert_allclose(cond.spatial[i, j, k], np.bincount(block, minlength=5) / 4)
 
 
+def test_spatial_takes_the_nearest_and_a_sign_and_no_class_at_all():
+    hole = jnp.zeros((2, 4, 4, 1)).at[0, 1:, 1:].set(1).at[1, 0, 2].set(1)
+    module = conditioners.Spatial("hole", factor=2, nearest=True, signed=True)
+    cond = module.apply({}, {"hole": hole})
+    wanted = np.array([[[-1, -1], [-1, 1]], [[-1, 1], [-1, -1]]])
+    np.testing.assert_array_equal(cond.spatial[..., 0], wanted)
+    null = module.apply({}, {"hole": hole}, conditioners.drop_all(["hole"], 2))
+    np.testing.assert_array_equal(null.spatial, 0)
+    none = jnp.array([-1, 2])[None, :, None]
+    cond = conditioners.Spatial("map", classes=3).apply({}, {"map": none})
+    np.testing.assert_array_equal(cond.spatial[0], [[0, 0, 0], [0, 0, 1]])
+
+
+def test_which_numbers_of_classes_a_conditioner_knows():
+    every = conditioners.Combine(
+        (
+            conditioners.Label(classes=4, width=3),
+            conditioners.Spatial("map", classes=5),
+            conditioners.Spatial("low"),
+            conditioners.Vector("style"),
+        )
+    )
+    assert conditioners.counted(every) == {"label": range(4), "map": range(-1, 5)}
+    assert conditioners.counted(None) == {}
+
+
 def test_spatial_projects_without_a_bias_on_any_rank():
     """SpatialRescaler of semantic_synthesis: 182 -> 3 channels, no bias."""
     batch = {"map": jax.random.randint(jax.random.key(1), (1, 8, 8, 8, 1), 0, 182)}

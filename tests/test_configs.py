@@ -42,6 +42,12 @@ SIZES = {
     "imagenet_dit": {"network": 673_681_568, "conditioner": 1_153_152},
     "text_to_image_f4": {"network": 403_623_939, "conditioner": 166_590_080},
     "text_to_image_f8": {"network": 872_300_484, "conditioner": 542_895_360},
+    "inpainting_big": {"network": 387_245_827},
+    "bsr_sr": {"network": 113_622_563},
+    "semantic_256": {"network": 215_229_315},
+    "semantic_512": {"network": 215_229_315},
+    "layout_openimages": {"network": 246_277_379, "conditioner": 54_656_000},
+    "layout_coco": {"network": 246_277_379, "conditioner": 54_656_000},
     # Of diffusers' own models: see tests/published_unets.py and tests/test_clip.py.
     "sd15_finetune": {"network": 859_520_964, "conditioner": 123_060_480},
     "sd21_finetune": {"network": 865_910_724, "conditioner": 340_387_840},
@@ -51,6 +57,8 @@ SIZES = {
 FACTORS = {name: (4, 4) for name in NAMES if name.startswith("demo")}
 FACTORS |= {name: (4, 3) for name in NAMES if "_f4" in name and not name.startswith(("kl", "vq"))}
 FACTORS |= dict.fromkeys(("churches_f8", "imagenet_f8", "text_to_image_f8", "imagenet_dit"), (8, 4))
+FACTORS |= dict.fromkeys(("inpainting_big", "bsr_sr", "semantic_256", "semantic_512"), (4, 3))
+FACTORS |= dict.fromkeys(("layout_openimages", "layout_coco"), (4, 3))
 
 
 def config_of(name):
@@ -135,9 +143,20 @@ def smaller(name):
         return model_folders.smaller(config, name.removesuffix("_finetune"))
     with config.unlocked(), config.ignore_type():
         labelled = config.get("conditioner", {}).get("name") == "Label"
+        field = config.get("conditioner", {}).get("field")
         pictures = tiny.shared_classes() if labelled else tiny.shared_pictures()
         config.data.source = dict(name="folder.folder", path=str(pictures), split="train")
         config.data.validation = dict(split="all")
+        if field == "segmentation":
+            maps = str(tiny.shared_maps())
+            config.data.source = dict(
+                name="maps.folder", path=str(pictures), maps=maps, split="train"
+            )
+        if field == "layout":
+            boxes = str(tiny.shared_boxes())
+            config.data.source = dict(name="open_images.open_images", path=boxes, fewest=1)
+            config.data.validation = dict(split="validation")
+            config.data.layout.update(classes=(("label", 3),), objects=2, vocab=20)
         config.data.batch = 8 * config.optimizer.get("accumulate", 1)
         config.data.workers = 0
         config.data.size = FACTORS.get(name, (2,))[0]
@@ -163,6 +182,7 @@ def smaller(name):
             config.model.vector = 4
         if "tokenizer" in config:
             config.tokenizer.update(vocab=60, length=8)
+        if "tokenizer" in config or field == "layout":
             config.conditioner.update(width=4, layers=1, heads=1, head_dim=4)
         if labelled:
             config.conditioner.update(classes=3, width=4)

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax import build
 from ldm_jax.build import parts
-from ldm_jax.data import transforms
+from ldm_jax.data import masks
 from tests import tiny
 from tests.test_tasks import pictures
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -17,26 +17,34 @@ RED = "a red square"
 
 
 def test_holes_are_boxes_within_the_picture():
-    masks = [transforms.hole((20, 30), np.random.default_rng(seed)) for seed in range(200)]
-    assert {mask.shape for mask in masks} == {(20, 30, 1)}
-    assert {*np.unique(masks)} == {0.0, 1.0}
-    shares = np.array([mask.mean() for mask in masks])
+    found = [masks.boxes((20, 30), np.random.default_rng(seed)) for seed in range(200)]
+    assert {mask.shape for mask in found} == {(20, 30, 1)}
+    assert {*np.unique(found)} == {0.0, 1.0}
+    shares = np.array([mask.mean() for mask in found])
     assert shares.min() >= 0.1 * 0.1
     assert shares.max() < 1
     assert 0.1 < shares.mean() < 0.6
-    reached = np.mean(masks, axis=0)[..., 0]
+    reached = np.mean(found, axis=0)[..., 0]
     assert reached.min() > 0  # every position is made anew in some
 
 
 def test_a_batch_has_the_same_holes_each_time():
-    def holes(step):
-        source = parts.validation(tiny.config_of("painting"), fields=("hole", "masked"))
+    def holes(step, *kinds):
+        config = tiny.config_of("painting")
+        if kinds:
+            config.data.holes = kinds
+        source = parts.validation(config, fields=("hole", "masked"))
         batch = source[step]
         assert "masked" not in batch  # which the codec makes
         return batch["hole"]
 
     np.testing.assert_array_equal(holes(1), holes(1))
     assert np.abs(holes(1) - holes(0)).max() == 1
+    margins = holes(1, "outpaint")
+    assert not margins[:, 4:-4, 4:-4].any()
+    assert np.abs(margins - holes(1)).max() == 1
+    with pytest.raises(ValueError, match=r"no masks of \['thik'\]"):
+        holes(0, "thin", "thik")
 
 
 @functools.cache
@@ -67,6 +75,9 @@ def test_it_sees_what_is_left_and_nothing_of_what_goes_away():
     changed = batch | {"x": np.where(mask[..., None] > 0, other, x)[None]}
     np.testing.assert_array_equal(of.seen(arrays, changed, key)["masked"], left)
     np.testing.assert_array_equal(left, of.codec.encode(arrays, x[None] * (1 - batch["hole"]), key))
+    black = of._replace(blank=-1.0).seen(arrays, batch, key)["masked"]
+    shown = np.where(mask[..., None] > 0, -1, x)[None].astype(np.float32)
+    np.testing.assert_allclose(black, of.codec.encode(arrays, shown, key), atol=1e-6)
     words = model().prompts([RED], beside=of.fields)
     cond = of.condition(model().params, words | batch | {"masked": left})
     null = of.null(model().params, words | batch | {"masked": left})

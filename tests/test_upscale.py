@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax import build, media
 from ldm_jax.build import parts
-from ldm_jax.data import transforms
+from ldm_jax.data import degradation, transforms
 from tests import tiny
 from tests.test_tasks import pictures
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -16,10 +16,10 @@ from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
 def test_a_smaller_picture_keeps_means_and_does_not_alias():
     flat = np.full((16, 16, 3), 100, np.uint8)
-    np.testing.assert_allclose(transforms.shrunk(flat, 4), 100 / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(degradation.shrunk(flat, 4), 100)
     lines = np.zeros((16, 16, 3), np.uint8)
     lines[:, ::2] = 255  # finer than the small picture can show
-    small = transforms.shrunk(lines, 4)
+    small = transforms.to_unit(degradation.shrunk(lines, 4))
     assert small.shape == (4, 4, 3)
     np.testing.assert_allclose(small[:, 1:-1], 0, atol=0.05)
 
@@ -27,8 +27,13 @@ def test_a_smaller_picture_keeps_means_and_does_not_alias():
 def test_the_field_is_the_batch_s_picture_made_smaller():
     batch = parts.validation_batches(tiny.config_of("upscale"), fields=("small",))[0]
     pixels = media.to_uint8(batch["x"])
-    wanted = np.stack([transforms.shrunk(x, 2) for x in pixels])
+    wanted = np.stack([transforms.to_unit(degradation.shrunk(x, 2)) for x in pixels])
     np.testing.assert_allclose(batch["small"], wanted, atol=1e-6)
+    config = tiny.config_of("upscale")
+    config.data.degradation = "bsr"
+    worse = parts.validation_batches(config, fields=("small",))[0]
+    np.testing.assert_array_equal(worse["x"], batch["x"])
+    assert np.abs(worse["small"] - batch["small"]).mean() > 0.01
 
 
 @pytest.mark.parametrize("shrink", [None, 3])

@@ -172,6 +172,25 @@ def upscale():
     return c
 
 
+def semantic():
+    """Stage 2, conditioned on maps of classes."""
+    c = unconditional()
+    c.data.source = dict(name="maps.folder", path="", maps="", split="train")
+    c.conditioner = dict(name="Spatial", field="segmentation", classes=4, channels=3, factor=2)
+    return c
+
+
+def layout():
+    """Stage 2, conditioned on boxes."""
+    c = text()
+    c.data.source = dict(name="open_images.open_images", path="", split="train", fewest=1)
+    c.data.validation = dict(split="validation")
+    c.data.layout = dict(classes=(("label", 3),), objects=2, vocab=50)
+    del c.tokenizer
+    c.conditioner.field = "layout"
+    return c
+
+
 def get_config(kind):
     """For --config tests/tiny.py:KIND."""
     return globals()[kind]()
@@ -196,6 +215,40 @@ def shared_classes():
 
 
 @functools.cache
+def shared_maps():
+    """Maps of classes of `shared_pictures`: 1 to 3 where a square is, by its colour, 0 around it."""
+    folder = scratch() / "maps"
+    folder.mkdir()
+    for path in sorted(shared_pictures().glob("*.png")):
+        pixels = np.asarray(Image.open(path)).astype(int)
+        colours = [np.abs(pixels - colour).sum(-1) < 30 for colour in COLOURS.values()]
+        classes = sum((i + 1) * where for i, where in enumerate(colours))
+        Image.fromarray(classes.astype(np.uint8)).save(folder / path.name)
+    return folder
+
+
+@functools.cache
+def shared_boxes():
+    """The same pictures and the boxes of their squares, laid out as OpenImages."""
+    folder = scratch() / "boxes"
+    lines = ["ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf"]
+    for path in sorted(shared_maps().iterdir()):
+        classes = np.asarray(Image.open(path))
+        (ys, xs), n = np.nonzero(classes), len(classes)
+        box = (xs.min() / n, (xs.max() + 1) / n, ys.min() / n, (ys.max() + 1) / n)
+        lines.append(f"{path.stem},/m/{classes.max()},{','.join(map(str, box))},0")
+        for split in ("train", "validation"):
+            target = folder / split / f"{path.stem:0>16}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(shared_pictures() / path.name).save(target)
+    for table in ("oidv6-train-annotations-bbox.csv", "validation-annotations-bbox.csv"):
+        (folder / table).write_text("\n".join(lines) + "\n")
+    names = "".join(f"/m/{i + 1},{name}\n" for i, name in enumerate(COLOURS))
+    (folder / "class-descriptions-boxable.csv").write_text(names)
+    return folder
+
+
+@functools.cache
 def shared_autoencoder(kind="autoencoder"):
     """The work directory of an autoencoder ("autoencoder", "vq") with the parameters of step 0."""
     return saved_at_start(config_of(kind), scratch() / kind)
@@ -210,8 +263,10 @@ def shared_model(kind):
 def config_of(kind):
     """A config of this file with its data and its autoencoder in place."""
     config = get_config(kind)
-    labelled = kind in ("label", "transformer")
-    config.data.source.path = str(shared_classes() if labelled else shared_pictures())
+    folders = dict(label=shared_classes, transformer=shared_classes, layout=shared_boxes)
+    config.data.source.path = str(folders.get(kind, shared_pictures)())
+    if kind == "semantic":
+        config.data.source.maps = str(shared_maps())
     if "run" in config.get("codec", {}):
         config.codec.run = str(shared_autoencoder())
     return config

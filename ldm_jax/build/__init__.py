@@ -24,8 +24,8 @@ __all__ = [
     "away_from",
     "conditions",
     "examples",
-    "latent_statistics",
     "labelled",
+    "latent_statistics",
     "pipeline",
     "run",
     "sampling",
@@ -139,7 +139,8 @@ def validation(directory: str | Path, of: Pipeline, n: int) -> Validation:
     source = parts.source(config, **parts.data(config)["validation"])
     if n > len(source):
         raise ValueError(f"{source.name} has {len(source)} examples, not {n}; give a smaller --n")
-    own = [f for f in of.model.fields if f not in of.texts and f not in of.common]
+    made = (*of.texts, *of.common, "masked")  # by the pipeline, and by the model's codec
+    own = [f for f in of.model.fields if f not in made]
     fixed = dict(crop="center", flip=False, shuffle=False, repeat=False)
     one = parts.batches(config, source, own, batch=1, **fixed)
 
@@ -150,7 +151,8 @@ def validation(directory: str | Path, of: Pipeline, n: int) -> Validation:
         if not of.model.fields:
             return of.unconditional(n)
         rows = [one[i] for i in range(n)] if own else []
-        made = {name: np.concatenate([row[name] for row in rows]) for name in own}
+        shown = ("x",) if "masked" in of.model.fields else ()
+        made = {name: np.concatenate([row[name] for row in rows]) for name in (*own, *shown)}
         return made | (of.prompts(captions()) if of.texts else {})
 
     told = captions if "caption" in source.fields else None

@@ -14,15 +14,16 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import codec
+from ldm_jax import codec, conditioners
 from ldm_jax.build import autoencoder, cached, parts, sampler, workdir
-from ldm_jax.build.sections import accepted, checked, did_you_mean, section
+from ldm_jax.build.conditioner import conditioner, example
+from ldm_jax.build.sections import checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
 from ldm_jax.diffusion import objectives, process
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, processes, sharding
-from ldm_jax.types import Batch, Params
+from ldm_jax.types import Params
 
 Named = str | dict  # a section
 OBJECTIVE = dict(
@@ -68,22 +69,6 @@ def tokenizer(
 def keep_tokenizer(trained: Any, directory: Path) -> None:
     if trained is not None and not (directory / "tokenizer.json").is_file():
         workdir.remember(directory / "tokenizer.json", json.loads(trained.to_str()))
-
-
-def conditioner(config: ConfigDict, provided: dict[str, Any]) -> Any:
-    """The conditioner; `provided` (by the tokenizer, by the data) fills what its sections leave out."""
-
-    def one(value):
-        given = section(value, "conditioner")
-        if "parts" in given:
-            given["parts"] = tuple(one(part) for part in given["parts"])
-        takes = accepted("conditioners", given["name"])
-        known = {k: v for k, v in provided.items() if k in takes}
-        if given.get("field", "label") != "label":
-            known.pop("classes", None)  # the data's are those of their labels
-        return parts.make_section("conditioners", known | given, "conditioner")
-
-    return one(config.conditioner) if "conditioner" in config else None
 
 
 def codec_of(
@@ -139,7 +124,10 @@ def assembled(config: ConfigDict, coder: codec.Codec, provided: dict[str, Any]) 
     target = parts.make_section("diffusion.targets", config.target, "target")
     process.check(path, target)
     network = parts.make_section("models", config.model, "model")
-    return LatentDiffusion(network, conditioner(config, provided), coder, path, target)
+    blank = config.data.get("blank", 0.0)
+    return LatentDiffusion(
+        network, conditioner(config, provided), coder, path, target, blank=float(blank)
+    )
 
 
 def measure_scale(encode: Any, arrays: Params, batches: Sequence[jax.Array]) -> float:
@@ -188,28 +176,6 @@ def with_scale(
         workdir.remember(path, origin | {"scale": scale})
     logging.info("latents of %s are multiplied by %.5f", origin["run"], scale)
     return arrays | {"scale": jnp.asarray(scale, jnp.float32)}
-
-
-def example(
-    config: ConfigDict,
-    fields: Sequence[str],
-    provided: dict[str, Any],
-    latent: Sequence[int] = (),
-) -> Batch:
-    """A batch of one, of zeros, for shapes: the fields that a conditioner may read. `latent` is the shape of one."""
-    size, shrink = autoencoder.data_shape(config)[:-1], config.data.get("shrink", 1)
-    shapes = {
-        "label": ((1,), jnp.int32),
-        "tokens": ((1, provided.get("length", 1)), jnp.int32),
-        "segmentation": ((1, *size, 1), jnp.int32),
-        "hole": ((1, *size, 1), jnp.float32),
-        "masked": ((1, *latent), jnp.float32),
-        "small": ((1, *(n // shrink for n in size), 3), jnp.float32),
-    }
-    unknown = sorted(set(fields) - set(shapes))
-    if unknown:
-        raise ValueError(f"the conditioner reads {unknown}; the data has only {sorted(shapes)}")
-    return {field: jnp.zeros(*shapes[field]) for field in fields}
 
 
 def latent_shape(config: ConfigDict, coder: codec.Codec) -> tuple[int, ...]:
@@ -285,6 +251,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     of, arrays, origin = model(config, mesh, directory, provided, cached.step(source))
     of = cached.model(of, source, lambda: cached.digest(arrays))
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
+    reading["classes"] = conditioners.counted(of.conditioner)
     batches = parts.batches(config, source, **reading)
     fixed = parts.validation_batches(config, **reading)
     shown = parts.bare(parts.shown(config, **reading), 0)

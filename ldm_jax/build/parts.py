@@ -32,8 +32,12 @@ PIPELINE = dict(
     workers=int,
     max_bad_rate=float,
     shrink=int,
+    degradation=str,
+    holes=tuple[str, ...],
+    layout=dict,
 )
-DATA = dict(source=dict | str, validation=dict, cached=str) | PIPELINE
+DATA = dict(source=dict | str, validation=dict, cached=str, blank=float) | PIPELINE
+LAYOUT = dict(classes=tuple[tuple[str, int], ...], objects=int, vocab=int, window=bool)
 SPLITS = ("train", "validation")  # of a cache
 MESH = dict.fromkeys(sharding.AXES, int) | dict(dcn=dict)
 # Of that section, what is not the optimizer's own.
@@ -50,6 +54,12 @@ def make_section(package: str, value: Any, where: str, **more: Any) -> Any:
 def data(config: ConfigDict) -> dict[str, Any]:
     """The section of the data."""
     return checked("data", config.data, DATA, needed=("source", "validation", "batch", "size"))
+
+
+def layout(config: ConfigDict) -> dict[str, Any] | None:
+    """The arguments of `data.layout.Layout`; None where the config says nothing of boxes."""
+    given = data(config).get("layout")
+    return None if given is None else checked("data.layout", given, LAYOUT, needed=("classes",))
 
 
 def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
@@ -113,6 +123,7 @@ def view(config: ConfigDict) -> tuple[tuple[int, int], str, bool]:
 def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
     """The input pipeline over a source, this process's share of it; `fields` are those that a conditioner reads."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
+    options |= dict(layout=layout(config))
     if processes.several():
         index, count = sharding.share(mesh(config))
         options |= dict(process_index=index, process_count=count)

@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from ldm_jax import conditioners
 from ldm_jax.data import transforms
+from ldm_jax.data.examples import SEGMENTATION
 from ldm_jax.diffusion import editing
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import Sampling
 
 Images = Float[np.ndarray, "n *space c"]
+VOID = 255  # of a map: no class
 MASK_AT = 128  # of 255: from here on a mask means that something new is made
 
 
@@ -83,6 +88,47 @@ def masks(pipe: Pipeline, masks: Sequence[Any]) -> Float[np.ndarray, "n *space 1
     return np.stack(found)
 
 
+def maps(
+    pipe: Pipeline, maps: Sequence[Any]
+) -> tuple[Int[np.ndarray, "n *space 1"], tuple[int, ...] | None]:
+    """Maps of classes, and the latents' positions for them; None for the model's own. In files 255 is no class.
+
+    Raises:
+      FileNotFoundError, ValueError: see `_bytes`; a class that the model does not know, or a size that it cannot draw.
+    """
+    known, found = conditioners.counted(pipe.model.conditioner)[SEGMENTATION], []
+    for given in maps:
+        if isinstance(given, np.ndarray):
+            labels = given
+        else:
+            try:
+                labels = transforms.decode_labels(_bytes(given))
+            except transforms.BadImage as error:
+                raise ValueError(f"the map {str(given)!r}: {error}") from error
+            labels = np.where(labels == VOID, -1, labels)
+        wrong = labels[(labels < known.start) | (labels >= known.stop)]
+        if wrong.size:
+            raise ValueError(
+                f"a map has the class {wrong[0]}, and the model knows {known.stop} classes (0 to {known.stop - 1}); "
+                "correct the map"
+            )
+        found.append(labels.astype(np.int32)[..., None])
+    if len({labels.shape for labels in found}) > 1:
+        sizes = " and ".join(_by(labels.shape[:-1]) for labels in found)
+        raise ValueError(f"the maps of {sizes} differ in size; draw them one by one")
+    space = space_of(pipe, found[0].shape[:-1])
+    z = jnp.zeros((1, *(space or pipe.shape[:-1]), pipe.shape[-1]))
+    batch = {SEGMENTATION: jnp.asarray(found[0][None])}
+    if set(pipe.model.fields) == {SEGMENTATION}:  # looks whether the network's levels divide it
+        jax.eval_shape(
+            lambda params: pipe.model.raw(params)(
+                z, jnp.zeros(1), pipe.model.condition(params, batch)
+            ),
+            pipe.params,
+        )
+    return np.stack(found), space
+
+
 def with_margins(
     pipe: Pipeline, pictures: Images, margins: Sequence[int]
 ) -> tuple[Float[np.ndarray, "n *large c"], Float[np.ndarray, "n *large 1"]]:
@@ -119,11 +165,15 @@ def space_of(pipe: Pipeline, size: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if space == pipe.shape[:-1] else space
 
 
-def _decoded(path: str | Path) -> Any:
+def _bytes(path: str | Path) -> bytes:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no picture {str(path)!r}")
+    return Path(path).read_bytes()
+
+
+def _decoded(path: str | Path) -> Any:
     try:
-        return transforms.decode(Path(path).read_bytes())
+        return transforms.decode(_bytes(path))
     except transforms.BadImage as error:
         raise ValueError(f"the picture {str(path)!r}: {error}") from error
 

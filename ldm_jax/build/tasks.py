@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax.build import exchanged, pictures
 from ldm_jax.build.combined import combined
 from ldm_jax.build.sections import did_you_mean
-from ldm_jax.data.examples import HOLE, SMALL
+from ldm_jax.data.examples import HOLE, SEGMENTATION, SMALL
 from ldm_jax.diffusion import editing, inpainting
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import NAMES, Sampling, Task
@@ -31,21 +31,16 @@ TAKES = {
     "edit_friendly": ("images*", "source*", "strength"),
     "high_resolution": ("images*", "size*", "strength"),
     "seamless": (),
+    "semantic": ("maps*",),
 }
-FLAGS = dict(
-    images="image", masks="mask", weights="weight"
-)  # the flags of `sample.py` that have another name
+# The flags of `sample.py` that have another name.
+FLAGS = dict(images="image", masks="mask", maps="map", weights="weight")
 STRENGTH = dict(image_to_image=0.6, edit=0.8, edit_friendly=0.64, high_resolution=0.5)
 LIMIT = 1.5  # of the mask that an edit finds
 CROSS, OWN = 0.8, 0.4  # shares of the steps
 FRAMES = 8
-ONE_PROMPT = (
-    "edit",
-    "invert",
-    "edit_friendly",
-    "prompt_to_prompt",
-    "interpolate",
-)  # tasks that combine no others
+# Tasks that combine no others.
+ONE_PROMPT = ("edit", "invert", "edit_friendly", "prompt_to_prompt", "interpolate")
 
 
 class Asked(NamedTuple):
@@ -68,6 +63,7 @@ def ask(
     seed: int = 0,
     images: Sequence[Any] | None = None,
     masks: Sequence[Any] | None = None,
+    maps: Sequence[Any] | None = None,
     source: Sequence[str] | None = None,
     strength: float | None = None,
     margins: Sequence[int] | None = None,
@@ -81,8 +77,9 @@ def ask(
 ) -> Asked:
     """A task by its name, `n` samples a prompt or label; "a AND b" and "a BLEND b" combine prompts (see `combined`).
 
-    `images` are files or arrays in [-1, 1] [*space c], `masks` files or arrays of 0 and 1 [*space]: one for each prompt
-    or one for all, as are `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of steps
+    `images` are files or arrays in [-1, 1] [*space c], `masks` files or arrays of 0 and 1 [*space], `maps` files or
+    integer arrays of classes [*space], of the model's size or larger: one for each prompt or one for all, as are
+    `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of steps
     that are taken: the smaller, the closer to the given. `margins` are pixels before and after, axis by axis. `size` is
     that of the data; another than the model's is drawn in windows of the model's. `interpolate` makes `frames` pictures
     on the way from the first prompt and seed to the second; one prompt is for both. `cross` and `own` are the shares of
@@ -94,8 +91,8 @@ def ask(
       ValueError: an unknown task ("did you mean"), something missing or not for this task, or inputs that do not fit.
     """
     given = dict(
-        images=images, masks=masks, source=source, strength=strength, margins=margins, size=size
-    ) | dict(frames=frames, cross=cross, own=own, repaint=repaint, limit=limit)
+        images=images, masks=masks, maps=maps, source=source, strength=strength, margins=margins
+    ) | dict(size=size, frames=frames, cross=cross, own=own, repaint=repaint, limit=limit)
     given |= dict(weights=weights or None)
     given = {k: v for k, v in given.items() if v is not None and np.size(v)}
     _check_task(task, given, sampling)
@@ -120,7 +117,7 @@ def ask(
     _check_combined(combined(asked).how, task, sampling)
     if task == "interpolate":
         return _interpolate(pipe, asked, bool(labels), seed, FRAMES if frames is None else frames)
-    rows, many = {}, max(len(asked), len(images or []), 1)
+    rows, many = {}, max(len(asked), len(images or []), len(maps or []), 1)
     asked = _spread(asked, many, "prompts") if asked else []
     parts = combined(asked)
     captions = [caption for caption in asked for _ in range(n)]
@@ -136,6 +133,9 @@ def ask(
     elif task == "high_resolution":
         space = pictures.space_of(pipe, tuple(size))
         rows["x"] = np.stack(each(pictures.enlarged(pipe, images, size), "images"))
+    elif task == "semantic":
+        found, space = pictures.maps(pipe, maps)
+        beside = {SEGMENTATION: np.stack(each(found, "maps"))}
     elif "images" in given:
         found = pictures.pictures_of(pipe, images, exact=task == "outpaint")
         if task == "outpaint":
@@ -241,6 +241,11 @@ def _check_model(pipe: Pipeline, task: str) -> None:
     if task == "upscale" and SMALL not in pipe.model.fields:
         raise ValueError(
             f"the task upscale is for models that were trained to read the field {SMALL!r}, and this one reads "
+            f"{list(pipe.model.fields) or 'nothing'}"
+        )
+    if task == "semantic" and SEGMENTATION not in pipe.model.fields:
+        raise ValueError(
+            f"the task semantic is for models that were trained to read the field {SEGMENTATION!r}, and this one reads "
             f"{list(pipe.model.fields) or 'nothing'}"
         )
     if task == "interpolate" and not pipe.model.fields:

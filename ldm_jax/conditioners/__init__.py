@@ -10,7 +10,7 @@ zeros.
 """
 
 from ldm_jax.conditioners.clip import Clip, ClipPair, state_names
-from ldm_jax.conditioners.combine import Combine
+from ldm_jax.conditioners.combine import Combine, counted
 from ldm_jax.conditioners.drops import draw_drops, drop_all
 from ldm_jax.conditioners.fields import Label, Spatial, Vector
 from ldm_jax.conditioners.learned_text import Text
@@ -23,6 +23,7 @@ __all__ = [
     "Spatial",
     "Text",
     "Vector",
+    "counted",
     "draw_drops",
     "drop_all",
     "state_names",

@@ -7,7 +7,21 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from ldm_jax.conditioners.drops import Drop
+from ldm_jax.conditioners.fields import Label, Spatial
 from ldm_jax.types import Batch, Cond
+
+
+def counted(conditioner: nn.Module | None) -> dict[str, range]:
+    """The fields of class numbers that a conditioner reads, and the numbers that it knows; -1 is no class, in maps."""
+    if isinstance(conditioner, Combine):
+        return {
+            field: known for part in conditioner.parts for field, known in counted(part).items()
+        }
+    if isinstance(conditioner, Label):
+        return {conditioner.field: range(conditioner.classes)}
+    if isinstance(conditioner, Spatial) and conditioner.classes:
+        return {conditioner.field: range(-1, conditioner.classes)}
+    return {}
 
 
 class Combine(nn.Module):

@@ -81,13 +81,16 @@ class Spatial(nn.Module):
 
     A dropped row is zeros. Means over blocks of `factor` positions along each axis (for powers of
     two the same as halving bilinearly, again and again), then a 1x1 convolution without bias to
-    `channels`. A map of class numbers [b *space 1] becomes `classes` channels of 0 and 1 first.
+    `channels`. A map of class numbers [b *space 1] becomes `classes` channels of 0 and 1 first, all 0
+    where the number is -1: a position of no class.
     """
 
     field: str
     channels: int | None = None  # None: as they are, no convolution
     factor: int = 1
     classes: int | None = None  # of an integer field
+    nearest: bool = False  # the first position of each block, in place of the mean
+    signed: bool = False  # 2x - 1 at the end: for masks of 0 and 1
     dtype: Any = jnp.float32
 
     @property
@@ -108,10 +111,13 @@ class Spatial(nn.Module):
                 f"factor={self.factor} does not divide the grid {x.shape[1:-1]} of {self.field!r}"
             )
         x = jax.nn.one_hot(x[..., 0], self.classes, dtype=self.dtype) if integers else x
-        x = replace_dropped(x.astype(self.dtype), drop, self.field, 0)
-        if self.factor > 1:
+        x = x.astype(self.dtype)
+        if self.factor > 1 and self.nearest:
+            x = x[:, *(slice(None, None, self.factor),) * (x.ndim - 2)]
+        elif self.factor > 1:
             block = (self.factor,) * (x.ndim - 2)
             x = nn.avg_pool(x, block, block)
+        x = replace_dropped(2 * x - 1 if self.signed else x, drop, self.field, 0)
         if self.channels is not None:
             x = conv.dense(self.channels, "project", self.dtype, bias=False)(x)
         return Cond(spatial=x)

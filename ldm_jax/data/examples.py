@@ -1,18 +1,40 @@
 """From a record of a source to an example of a batch: the window of its picture, and what belongs to it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.data import transforms
+from ldm_jax.data import degradation, masks, transforms
+from ldm_jax.data import layout as layouts
 
 SIZES = "sizes"  # fields that are made here: see `transforms.sizes` ...
-SMALL = "small"  # ... `transforms.shrunk` ...
-HOLE = "hole"  # ... and `transforms.hole`
-MADE = (SIZES, SMALL, HOLE)
+SMALL = "small"  # ... `degradation.small` ...
+HOLE = "hole"  # ... `masks.hole` ...
+LAYOUT = "layout"  # ... and `layout.tokens`
+MADE = (SIZES, SMALL, HOLE, LAYOUT)
+BOXES, SEGMENTATION = "boxes", "segmentation"  # what records have
 # (record, fields, rng) -> `x`, these fields and a caption, if there is one; picklable, for workers
 Show = Callable[[dict[str, Any], Sequence[str], np.random.Generator], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Making:
+    """How the fields are made that records do not have.
+
+    Raises:
+      ValueError: an unknown kind of masks or of degradation.
+    """
+
+    shrink: int = 1  # how much smaller "small" is ...
+    degradation: str = "bicubic"  # ... and how it got so: a name of `degradation.KINDS`
+    holes: tuple[str, ...] = ("boxes",)  # names of `masks.KINDS`
+    layout: layouts.Layout | None = None
+
+    def __post_init__(self) -> None:
+        masks.check(self.holes)
+        degradation.check(self.degradation)
 
 
 def picture(
@@ -23,14 +45,19 @@ def picture(
     size: tuple[int, int],
     crop: str,
     flip: bool,
-    shrink: int = 1,
+    making: Making,
 ) -> dict[str, Any]:
     """An example of a record with a picture: a window of it in [-1, 1], and its fields."""
     image, original = transforms.decode_sized(record["image"], at_least=size)
     view = transforms.window(image.size, size, crop=crop, flip=flip, rng=rng)
-    example = seen(record, fields, image, original, view, size, shrink)
+    example = seen(record, fields, image, original, view, size)
+    if SMALL in fields:
+        pixels = transforms.show(image, view, size)
+        example[SMALL] = degradation.small(making.degradation, pixels, making.shrink, rng)
     if HOLE in fields:
-        example[HOLE] = transforms.hole(size, rng)
+        example[HOLE] = masks.hole(making.holes, size, rng)
+    if LAYOUT in fields:
+        example[LAYOUT] = layouts.tokens(making.layout, record[BOXES], view, rng)
     return example | one_caption(record, rng)
 
 
@@ -41,19 +68,15 @@ def seen(
     original: tuple[int, int],
     view: transforms.Window,
     size: tuple[int, int],
-    shrink: int = 1,
 ) -> dict[str, Any]:
-    """`x` and the fields of a record whose picture, decoded to `image`, is seen through a window."""
+    """`x` and the stored fields of a record whose picture, decoded to `image`, is seen through a window."""
     example = {name: record[name] for name in fields if name not in MADE}
-    pixels = transforms.show(image, view, size)
-    example["x"] = transforms.to_unit(pixels)
-    if SMALL in fields:
-        example[SMALL] = transforms.shrunk(pixels, shrink)
+    example["x"] = transforms.to_unit(transforms.show(image, view, size))
     if SIZES in fields:
         example[SIZES] = transforms.sizes(original, view, size)
-    if "segmentation" in fields:
-        labels = transforms.decode_labels(record["segmentation"])
-        example["segmentation"] = transforms.show_labels(labels, view, size)[..., None]
+    if SEGMENTATION in fields:
+        labels = transforms.decode_labels(record[SEGMENTATION])
+        example[SEGMENTATION] = transforms.show_labels(labels, view, size)[..., None]
     return example
 
 

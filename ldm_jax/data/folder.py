@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm_jax.data import transforms
+from ldm_jax.data.examples import captions_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 CONVENTIONS = ("metadata.jsonl", "metadata.csv", "txt", "classes", "none")
@@ -58,7 +59,7 @@ class Folder:
         return str(Path(self.root, self.files[index]))
 
     def captions(self) -> Iterator[str]:
-        return (row["caption"] for row in self.rows if "caption" in row)
+        return (text for row in self.rows if "caption" in row for text in captions_of(row))
 
 
 def folder(

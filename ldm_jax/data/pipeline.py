@@ -23,7 +23,8 @@ from absl import flags, logging
 
 from ldm_jax.data import tokenizer as text
 from ldm_jax.data import transforms
-from ldm_jax.data.examples import MADE, SMALL, Show, picture
+from ldm_jax.data.examples import BOXES, LAYOUT, MADE, SMALL, Making, Show, picture
+from ldm_jax.data.layout import Layout
 
 Rows = Callable[[Sequence[str]], np.ndarray]  # captions -> rows of numbers; picklable, for workers
 MAX_BAD_RATE = 0.01
@@ -67,6 +68,7 @@ class Batches:
     show: Show = field(repr=False)
     fields: tuple[str, ...]
     texts: tuple[tuple[str, Rows], ...] = field(repr=False)
+    classes: Mapping[str, range]
     process_index: int
     process_count: int
     workers: int
@@ -85,6 +87,9 @@ class Batches:
         out = {"x": np.stack([example["x"] for example in examples])}
         for name in self.fields:
             out[name] = numbers(name, [example[name] for example in examples], self.source)
+            if name in self.classes:
+                at = [example["index"] for example in examples]
+                check_classes(name, out[name], self.classes[name], self.source, at)
         for name, rows in self.texts:
             out[name] = rows([example["caption"] for example in examples])
         out["_bad"] = np.array([example["_bad"] for example in examples], np.int64)
@@ -197,6 +202,10 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
     shrink: int = 1,
+    degradation: str = "bicubic",
+    holes: Sequence[str] = ("boxes",),
+    layout: Mapping[str, Any] | None = None,
+    classes: Mapping[str, range] | None = None,
 ) -> Batches:
     """Batches with `x`: float32 [b h w 3] in [-1, 1], `tokens`: int32 [b length], and `fields`.
 
@@ -207,13 +216,15 @@ def batches(
       fields: what else to take from the records: "label" (int32 [b]), "segmentation" (int32 [b h w
         1], cut and mirrored with the picture), any field of numbers (int32 or float32 [b ...]), or
         what is made here: "sizes" (float32 [b 6], see `transforms.sizes`), "small" (float32 [b h/shrink w/shrink
-        3] in [-1, 1]), the picture made smaller, and "hole" (float32 [b h w 1]), a mask at random.
+        3] in [-1, 1]), the picture made smaller by `shrink` and `degradation`, "hole" (float32 [b h w 1]), a mask of
+        one of the kinds `holes`, and "layout" (int32 [b n]), boxes as tokens by the arguments of `Layout` in `layout`.
       tokenizer: with it, `tokens` are the captions in `length` numbers.
       texts: further fields of this kind, with functions that make such rows of captions.
       show: what an example is of a record; None: `picture`, by size, crop and flip.
       workers: worker processes; 0 means threads of this one.
       prefetch: how many batches to compute ahead (in each worker).
       max_bad_rate: the share of unreadable records above which `iterate` stops.
+      classes: for fields of class numbers, those that are known.
       repeat: without it there are `len(source) // batch` steps; the rest of the epoch is left out.
 
     Raises:
@@ -250,7 +261,14 @@ def batches(
             f"the field {SMALL!r} is a picture of {height_width} made smaller by shrink={shrink}; "
             "give data.shrink, a whole number from 2 on that divides both sides"
         )
+    if LAYOUT in fields and layout is None:
+        raise ValueError(
+            f"the field {LAYOUT!r} is made of boxes by the section data.layout; give its classes, objects and vocab"
+        )
+    making = Making(shrink, degradation, tuple(holes), layout and Layout(**layout))
     stored = tuple(name for name in fields if name not in MADE or show is not None)
+    if LAYOUT in fields and show is None:
+        stored = (*stored, BOXES)
     absent = [name for name in stored if name not in source.fields]
     if absent:
         raise ValueError(
@@ -265,9 +283,10 @@ def batches(
         batch=batch,
         seed=seed,
         show=show
-        or functools.partial(picture, size=height_width, crop=crop, flip=flip, shrink=shrink),
+        or functools.partial(picture, size=height_width, crop=crop, flip=flip, making=making),
         fields=fields,
         texts=tuple(texts.items()),
+        classes=dict(classes or {}),
         process_index=process_index,
         process_count=process_count,
         workers=workers,
@@ -317,6 +336,24 @@ class BadRecords:
         except (transforms.BadImage, OSError) as error:
             return str(error)
         return "does not fit its other fields"
+
+
+def check_classes(
+    name: str, values: np.ndarray, known: range, source: Source, at: Sequence[int]
+) -> None:
+    """Looks whether all numbers of a field are of classes that there are.
+
+    Raises:
+      ValueError: the first record in which one is not.
+    """
+    for row, index in zip(values, at, strict=True):
+        if row.min() < known.start or row.max() >= known.stop:
+            wrong = row[(row < known.start) | (row >= known.stop)].flat[0]
+            raise ValueError(
+                f"{source.name_of(index)} has the class {wrong} in its field {name!r}, and the conditioner has "
+                f"{known.stop} classes (0 to {known.stop - 1}); correct the data, or give the conditioner as many as "
+                "there are"
+            )
 
 
 def numbers(name: str, values: list[Any], source: Source) -> np.ndarray:

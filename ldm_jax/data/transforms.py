@@ -193,23 +193,6 @@ def sizes(
     return np.array([*original, top, left, h, w], np.float32)
 
 
-def shrunk(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> Float[np.ndarray, "h w 3"]:
-    """A picture `factor` times as small, in [-1, 1], by bicubic interpolation that is antialiased."""
-    h, w = (n // factor for n in pixels.shape[:2])
-    small = Image.fromarray(pixels).resize((w, h), Image.Resampling.BICUBIC)
-    return to_unit(np.asarray(small))
-
-
-def hole(size: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "h w 1"]:
-    """A mask of what is to be made anew: 1 in one to three boxes, each of a tenth to two thirds of either side."""
-    mask = np.zeros((*size, 1), np.float32)
-    for _ in range(rng.integers(1, 4)):
-        h, w = (max(int(n * rng.uniform(0.1, 0.67)), 1) for n in size)
-        top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, (h, w), strict=True))
-        mask[top : top + h, left : left + w] = 1
-    return mask
-
-
 def to_unit(pixels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """uint8 0..255 to float32 -1..1."""
     x = pixels.astype(np.float32)

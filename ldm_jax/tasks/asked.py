@@ -26,6 +26,7 @@ NAMES = (
     "edit_friendly",
     "high_resolution",
     "seamless",
+    "semantic",
 )
 PLAIN = guided.How()
 

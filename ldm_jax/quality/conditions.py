@@ -1,0 +1,225 @@
+"""How closely a model trained on `shapes` follows what it is shown: holes, maps, boxes or small pictures.
+
+Samples are drawn under the conditions of validation pictures and read by the rules of `metrics.shape_reader`; so are
+the real pictures, since they bound what a model can reach. `BARS` is what a reduced twin of a model of the paper has to
+reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from ldm_jax import media
+from ldm_jax.metrics import shape_reader
+from ldm_jax.metrics.shape_reader import Found
+from ldm_jax.pipeline import Pipeline
+from ldm_jax.tasks import TEXT, Sampling, Task
+
+SHOWN = 12  # pictures on the sheet
+SAME_PLACE = 0.5  # intersection over union of two boxes from which they are the same
+# The share of an object's box that is hidden: it has to be completed, and there is something to go by.
+HIDDEN = (0.1, 0.5)
+BARS = {
+    "hole": {"completed": 0.8},
+    "segmentation": {"miou": 0.7},
+    "layout": {"right": 0.8, "iou": 0.7},
+    "small": {"psnr_gain": 1.0},
+}
+
+Pictures = Float[np.ndarray, "n h w 3"]
+Bytes = UInt8[np.ndarray, "n h w 3"]
+
+
+class Judged(NamedTuple):
+    figures: dict[str, float]
+    shown: Bytes  # the conditions as pictures
+
+
+def field_of(pipeline: Pipeline) -> str:
+    """The field by which a model is judged.
+
+    Raises:
+      ValueError: it reads none of them.
+    """
+    for field in BARS:
+        if field in pipeline.model.fields:
+            return field
+    raise ValueError(
+        f"the metric condition is of models that read one of {list(BARS)}, and this one reads "
+        f"{list(pipeline.model.fields) or 'nothing'}; leave it out"
+    )
+
+
+def figures(
+    pipeline: Pipeline,
+    sampling: Sampling,
+    real: Pictures,
+    batch: Mapping[str, Any],
+    captions: Sequence[str],
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """What the judge of the model's condition finds, whether its bars are met, and a sheet in `folder`.
+
+    `real` are the pictures and `batch` the conditions; `captions` tell which shapes there are in these data.
+    """
+    field = field_of(pipeline)
+    shapes = shape_reader.named(captions)
+    task = TEXT
+    if field == "hole":
+        steps = np.int32(sampling.points.t.shape[0] - 1)
+        task = Task("inpaint", dict(x=real, mask=batch["hole"]), {"taken": steps})
+    seeds = [seed + i for i in range(len(real))]
+    drawn = np.concatenate([part.x for part in pipeline.drawer(sampling)(batch, seeds, task=task)])
+    judge = {"hole": painted, "segmentation": mapped, "layout": placed, "small": enlarged}[field]
+    found = judge(real, drawn, batch, shapes)
+    sheet = np.stack([found.shown, media.to_uint8(drawn), media.to_uint8(real)], 1)[:SHOWN]
+    sheet = media.grid(sheet.reshape(-1, *real.shape[1:]), columns=6)
+    media.save_png(folder / "evaluation_condition.png", sheet, {"shows": "condition, sample, real"})
+    met = all(found.figures[name] >= least for name, least in BARS[field].items())
+    return found.figures | {"passed": bool(met)}
+
+
+def painted(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Holes: what changed around them (nothing), PSNR within, and how many half-hidden objects are completed rightly.
+
+    An object is completed where one of its colour and shape stands at its place. Beside these the same figures of the
+    picture whose holes are filled with the mean of what is left.
+    """
+    hole = batch["hole"]
+    left = (real * (1 - hole)).sum((1, 2)) / np.maximum((1 - hole).sum((1, 2)), 1)
+    filled = np.where(hole > 0, left[:, None, None], real)
+    whole = [shape_reader.read(picture, shapes) for picture in media.to_uint8(real)]
+    found = {"changed_outside": float(np.abs((drawn - real) * (1 - hole)).max())}
+    for name, pictures in (("", drawn), ("_mean", filled)):
+        error = (np.square(pictures.clip(-1, 1) - real) * hole).sum() / (3 * hole.sum())
+        found["psnr_inside" + name] = float(10 * np.log10(4 / max(error, 1e-10)))
+        completed = []
+        for objects, picture, mask in zip(whole, media.to_uint8(pictures), hole, strict=True):
+            seen = shape_reader.read(picture, shapes)
+            for of in objects:
+                if HIDDEN[0] <= covered(mask[..., 0], of.box) <= HIDDEN[1]:
+                    completed.append(any(same(of, other) for other in seen))
+        found["completed" + name] = float(np.mean(completed)) if completed else 0.0
+    found["objects"] = float(len(completed))
+    return Judged(found, media.to_uint8(real * (1 - hole) - hole))
+
+
+def mapped(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Maps: mean intersection over union of the classes, in what is read off the samples and off the real pictures."""
+    wanted = batch["segmentation"][..., 0]
+    found = {}
+    for name, pictures in (("miou", drawn), ("miou_real", real)):
+        read = np.stack([labels(picture, shapes) for picture in media.to_uint8(pictures)])
+        found[name] = mean_iou(wanted, read, len(shapes) + 1)
+    greys = np.linspace(40, 230, len(shapes) + 1).astype(np.uint8)
+    return Judged(found, np.repeat(greys[wanted][..., None], 3, -1))
+
+
+def placed(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Boxes: the share of objects that stand in their boxes with their colour, and with their shape too.
+
+    And the mean intersection over union of the objects' boxes with those of the same colour (0 where there is none),
+    and the share of pictures in which all is right and nothing more is there.
+    """
+    colour, right, ious, whole, shown = [], [], [], [], []
+    for picture, original in zip(media.to_uint8(drawn), media.to_uint8(real), strict=True):
+        seen, objects = (shape_reader.read(p, shapes) for p in (picture, original))
+        here = []
+        for of in objects:
+            alike = [other for other in seen if other.colour == of.colour]
+            ious.append(max((iou(of.box, other.box) for other in alike), default=0.0))
+            colour.append(any(iou(of.box, other.box) >= SAME_PLACE for other in alike))
+            here.append(any(same(of, other) for other in seen))
+        right += here
+        whole.append(all(here) and len(seen) == len(objects))
+        shown.append(outlines(objects, original.shape[:2]))
+    found = dict(colour=colour, right=right, iou=ious, whole=whole)
+    return Judged({k: float(np.mean(v)) for k, v in found.items()}, np.stack(shown))
+
+
+def enlarged(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Small pictures: PSNR of the samples, of bicubic interpolation, and the difference, in dB."""
+    size = real.shape[2], real.shape[1]
+    bicubic = np.stack(
+        [
+            np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+            for small in media.to_uint8(batch["small"])
+        ]
+    )
+    ours, theirs = (psnr(media.to_uint8(drawn), real), psnr(bicubic, real))
+    return Judged(dict(psnr=ours, psnr_bicubic=theirs, psnr_gain=ours - theirs), bicubic)
+
+
+def psnr(pictures: Bytes, real: Pictures) -> float:
+    """The mean over pictures, in dB."""
+    error = np.square(pictures / 127.5 - 1 - real).reshape(len(real), -1).mean(1)
+    return float(np.mean(10 * np.log10(4 / np.maximum(error, 1e-10))))
+
+
+def labels(picture: UInt8[np.ndarray, "h w 3"], shapes: Sequence[str]) -> Int[np.ndarray, "h w"]:
+    """The map of a picture as it is read: 0 where nothing is, k + 1 where the k-th of `shapes` is."""
+    size = picture.shape[:2]
+    found = np.zeros(size, np.int64)
+    for of in shape_reader.read(picture, shapes):
+        if of.shape is not None:
+            box = np.array(of.box)[None] * np.tile(size, 2)
+            found[shape_reader.template(of.shape, box, size)[0] >= 0.5] = shapes.index(of.shape) + 1
+    return found
+
+
+def mean_iou(
+    wanted: Int[np.ndarray, "n h w"], found: Int[np.ndarray, "n h w"], classes: int
+) -> float:
+    """Intersection over union of each class over all pictures, and the mean over the classes that are there."""
+    values = []
+    for k in range(classes):
+        either = (wanted == k) | (found == k)
+        if either.any():
+            values.append(((wanted == k) & (found == k)).sum() / either.sum())
+    return float(np.mean(values))
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (ymin, xmin, ymax, xmax)."""
+    h, w = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(h, 0) * max(w, 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return both / (areas - both)
+
+
+def same(a: Found, b: Found) -> bool:
+    """Whether two objects have one colour, shape and place."""
+    return (a.colour, a.shape) == (b.colour, b.shape) and iou(a.box, b.box) >= SAME_PLACE
+
+
+def covered(mask: Float[np.ndarray, "h w"], box: Sequence[float]) -> float:
+    """The share of a box that is within a mask."""
+    h, w = mask.shape
+    top, left, bottom, right = (round(v * n) for v, n in zip(box, (h, w, h, w), strict=True))
+    return float(mask[top : bottom + 1, left : right + 1].mean())
+
+
+def outlines(objects: Sequence[Found], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The boxes of objects in their colours, on black."""
+    picture = np.zeros((*size, 3), np.uint8)
+    for of in objects:
+        top, left, bottom, right = (
+            min(max(round(v * n), 0), n - 1) for v, n in zip(of.box, (*size, *size), strict=True)
+        )
+        colour = shape_reader.COLOURS[of.colour]
+        picture[top : bottom + 1, [left, right]] = colour
+        picture[[top, bottom], left : right + 1] = colour
+    return picture

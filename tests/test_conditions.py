@@ -1,0 +1,73 @@
+"""How a model's condition is judged on `shapes`, on pictures whose content is known."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from ldm_jax import media
+from ldm_jax.data import degradation, masks, transforms
+from ldm_jax.data.shapes import draw, scene, vocabulary
+from ldm_jax.quality import conditions
+
+WORLD = vocabulary.SIMPLE
+SHAPES = WORLD.shapes
+
+
+@functools.cache
+def pictures(n=12, first=0):
+    scenes = [scene.sample(WORLD, "validation", i) for i in range(first, first + n)]
+    images, classes = zip(*(draw.render(of, SHAPES) for of in scenes), strict=True)
+    return transforms.to_unit(np.stack(images)), np.stack(classes).astype(np.int32)
+
+
+def test_a_picture_s_map_is_read_off_it():
+    real, classes = pictures()
+    found = conditions.mapped(real, real, {"segmentation": classes}, SHAPES).figures
+    assert found["miou"] == found["miou_real"] > 0.9
+    other = pictures(first=50)[0]
+    assert conditions.mapped(real, other, {"segmentation": classes}, SHAPES).figures["miou"] < 0.5
+
+
+def test_intersection_over_union():
+    assert conditions.iou((0.0, 0.0, 1.0, 1.0), (0.0, 0.5, 1.0, 1.0)) == 0.5
+    assert conditions.iou((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)) == 0
+    a, b = np.array([[[0, 0, 1, 1]]]), np.array([[[0, 1, 1, 1]]])
+    assert conditions.mean_iou(a, b, 5) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_boxes_are_right_where_the_objects_are_the_same():
+    real, _ = pictures()
+    same = conditions.placed(real, real, {}, SHAPES).figures
+    assert same == dict(colour=1, right=1, iou=1, whole=1)
+    other = conditions.placed(real, pictures(first=50)[0], {}, SHAPES).figures
+    assert other["right"] < 0.3
+    assert other["iou"] < 0.5
+    moved = conditions.placed(real, np.roll(real, 4, axis=2), {}, SHAPES).figures
+    assert moved["iou"] < 0.75
+
+
+def test_holes_are_judged_within_and_around():
+    real, _ = pictures()
+    hole = np.stack(
+        [masks.boxes((32, 32), np.random.default_rng(seed)) for seed in range(len(real))]
+    )
+    perfect = conditions.painted(real, real, {"hole": hole}, SHAPES).figures
+    assert perfect["changed_outside"] == 0
+    assert perfect["completed"] == 1
+    assert perfect["objects"] > 2
+    assert perfect["completed_mean"] < 0.9
+    wrong = conditions.painted(real, -real, {"hole": hole}, SHAPES).figures
+    assert wrong["changed_outside"] > 0.5
+    assert wrong["psnr_inside"] < wrong["psnr_inside_mean"]
+    assert wrong["completed"] < 0.3
+
+
+def test_small_pictures_are_compared_with_bicubic_ones():
+    real, _ = pictures()
+    small = np.stack([transforms.to_unit(degradation.shrunk(x, 4)) for x in media.to_uint8(real)])
+    found = conditions.enlarged(real, real + 0.02, {"small": small}, SHAPES)
+    assert found.figures["psnr"] == pytest.approx(10 * np.log10(4 / 0.02**2), abs=1.5)
+    assert 20 < found.figures["psnr_bicubic"] < 30
+    bicubic = transforms.to_unit(found.shown)
+    assert conditions.enlarged(real, bicubic, {"small": small}, SHAPES).figures["psnr_gain"] == 0
