@@ -23,6 +23,7 @@ from ldm_jax.training import sharding
 from ldm_jax.types import Params
 
 REMEDIES = {
+    "neighbours": "embeddings are given in code alone: call Pipeline.drawer with a batch of them",
     "segmentation": "use the task semantic, with a map",
     "layout": "boxes are given in code alone: call Pipeline.drawer with a batch of `data.layout.tokens`",
 }

@@ -46,6 +46,7 @@ SIZES = {
     "bsr_sr": {"network": 113_622_563},
     "semantic_256": {"network": 215_229_315},
     "semantic_512": {"network": 215_229_315},
+    "retrieval_768": {"network": 1_335_480_400},
     "layout_openimages": {"network": 246_277_379, "conditioner": 54_656_000},
     "layout_coco": {"network": 246_277_379, "conditioner": 54_656_000},
     # Of diffusers' own models: see tests/published_unets.py and tests/test_clip.py.
@@ -59,6 +60,7 @@ FACTORS |= {name: (4, 3) for name in NAMES if "_f4" in name and not name.startsw
 FACTORS |= dict.fromkeys(("churches_f8", "imagenet_f8", "text_to_image_f8", "imagenet_dit"), (8, 4))
 FACTORS |= dict.fromkeys(("inpainting_big", "bsr_sr", "semantic_256", "semantic_512"), (4, 3))
 FACTORS |= dict.fromkeys(("layout_openimages", "layout_coco"), (4, 3))
+FACTORS["retrieval_768"] = (16, 16)
 
 
 def config_of(name):
@@ -152,6 +154,12 @@ def smaller(name):
             config.data.source = dict(
                 name="maps.folder", path=str(pictures), maps=maps, split="train"
             )
+        if field == "neighbours":
+            index = str(tiny.shared_index())
+            config.data.source = dict(
+                name="neighbours.folder", path=str(pictures), index=index, neighbours=2
+            )
+            config.conditioner.update(count=2, width=4)
         if field == "layout":
             boxes = str(tiny.shared_boxes())
             config.data.source = dict(name="open_images.open_images", path=boxes, fewest=1)

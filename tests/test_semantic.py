@@ -55,7 +55,7 @@ def test_what_is_no_map(tmp_path):
 
     with pytest.raises(ValueError, match=r"a map has the class 7, .* 4 classes \(0 to 3\)"):
         ask(np.full((16, 16), 7))
-    with pytest.raises(ValueError, match="the nearest that works is 16x18"):
+    with pytest.raises(ValueError, match="the nearest that works is 16x16"):
         ask(maps(16, 17))
     with pytest.raises(ValueError, match="the maps of 16x16 and 16x32 differ in size"):
         ask(maps(16, 16), maps(16, 32))

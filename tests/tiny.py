@@ -249,6 +249,18 @@ def shared_boxes():
 
 
 @functools.cache
+def shared_index():
+    """An index of `shared_pictures` by their mean colours."""
+    from ldm_jax.data import neighbours
+
+    files = sorted(shared_pictures().glob("*.png"))
+    means = np.stack([np.asarray(Image.open(file)).mean((0, 1)) for file in files])
+    vectors = np.concatenate([means, np.ones((len(files), 1))], 1)
+    neighbours.write(scratch() / "index.npz", [file.name for file in files], vectors, 4)
+    return scratch() / "index.npz"
+
+
+@functools.cache
 def shared_autoencoder(kind="autoencoder"):
     """The work directory of an autoencoder ("autoencoder", "vq") with the parameters of step 0."""
     return saved_at_start(config_of(kind), scratch() / kind)

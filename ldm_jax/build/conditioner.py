@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.build import autoencoder, parts
-from ldm_jax.build.sections import accepted, section
+from ldm_jax.build.sections import accepted, plain, section
 from ldm_jax.data.examples import HOLE, LAYOUT, SEGMENTATION, SMALL
 from ldm_jax.data.layout import Layout
+from ldm_jax.data.neighbours import FIELD as NEIGHBOURS
 from ldm_jax.types import Batch
 
 
@@ -54,6 +55,8 @@ def example(
     """A batch of one, of zeros, for shapes: the fields that a conditioner may read. `latent` is the shape of one."""
     size, shrink = autoencoder.data_shape(config)[:-1], config.data.get("shrink", 1)
     of = parts.layout(config)
+    given = plain(config.get("conditioner", {}))
+    tokens = [(s["count"], s["width"]) for s in given.get("parts", (given,)) if "count" in s]
     shapes = {
         "label": ((1,), jnp.int32),
         "tokens": ((1, provided.get("length", 1)), jnp.int32),
@@ -61,6 +64,7 @@ def example(
         HOLE: ((1, *size, 1), jnp.float32),
         "masked": ((1, *latent), jnp.float32),
         LAYOUT: ((1, Layout(**of).length if of else 1), jnp.int32),
+        NEIGHBOURS: ((1, *(tokens or [(1, 1)])[0]), jnp.float32),
         SMALL: ((1, *(n // shrink for n in size), 3), jnp.float32),
     }
     unknown = sorted(set(fields) - set(shapes))

@@ -12,7 +12,7 @@ zeros.
 from ldm_jax.conditioners.clip import Clip, ClipPair, state_names
 from ldm_jax.conditioners.combine import Combine, counted
 from ldm_jax.conditioners.drops import draw_drops, drop_all
-from ldm_jax.conditioners.fields import Label, Spatial, Vector
+from ldm_jax.conditioners.fields import Label, Spatial, Tokens, Vector
 from ldm_jax.conditioners.learned_text import Text
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Label",
     "Spatial",
     "Text",
+    "Tokens",
     "Vector",
     "counted",
     "draw_drops",

@@ -76,6 +76,33 @@ class Vector(nn.Module):
         return Cond(tokens=vector[:, None]) if self.into == "tokens" else Cond(vector=vector)
 
 
+class Tokens(nn.Module):
+    """A field [b count width] as it is, for cross-attention: embeddings of neighbours. A dropped row is zeros.
+
+    Raises:
+      ValueError: a field of another shape.
+    """
+
+    field: str
+    count: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @nn.compact
+    def __call__(self, batch: Batch, drop: Drop | None = None) -> Cond:
+        tokens: Float[Array, "b n d"] = read(self, batch, self.field)
+        if tokens.shape[1:] != (self.count, self.width):
+            raise ValueError(
+                f"the field {self.field!r} has {tokens.shape[1]} tokens of width {tokens.shape[2]} and the conditioner "
+                f"reads {self.count} of {self.width}; make them equal"
+            )
+        return Cond(tokens=replace_dropped(tokens.astype(self.dtype), drop, self.field, 0))
+
+
 class Spatial(nn.Module):
     """A field [b *space c] brought to the grid of the latents, `SpatialRescaler` of CompVis.
 

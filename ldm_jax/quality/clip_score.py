@@ -40,31 +40,11 @@ def load(folder: str | Path | None, batch: int = 32) -> Judge:
     Raises:
       FileNotFoundError, ValueError: no folder was named, files are missing, or are of another model.
     """
-    if folder is None:
-        raise ValueError(
-            "clip needs a CLIP model: download the folder of one, such as openai/clip-vit-base-patch16, and name it "
-            "with --clip FOLDER"
-        )
-    folder = Path(folder)
-    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None or not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no CLIP model: it needs config.json and {' or '.join(FILES)}"
-        )
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("architectures") != ["CLIPModel"]:
-        raise ValueError(
-            f"{folder} holds {config.get('architectures')}; give the folder of a CLIPModel"
-        )
-    tensors = features.read([path])
+    folder, config, tensors = _opened(folder)
     text = published.text_from_config(_part(config, "text_config", "CLIPTextModel", TEXT))
-    vision = published.vision_from_config(_part(config, "vision_config", "CLIPVisionModel", VISION))
     ids = jnp.zeros((1, text.length), jnp.int32)
-    image = jnp.zeros((1, vision.size, vision.size, 3))
-    params = [
-        _tower(text, ids, published.text_table, tensors, "text_"),
-        _tower(vision, image, published.vision_table, tensors, "vis"),
-    ]
+    vision, of_vision = _vision(config, tensors)
+    params = [_tower(text, ids, published.text_table, tensors, "text_"), of_vision]
     tokenizer = prompts.load(folder, text.length)
 
     @jax.jit
@@ -85,6 +65,61 @@ def load(folder: str | Path | None, batch: int = 32) -> Judge:
         return float(100 * np.concatenate(found).clip(0).mean())
 
     return judge
+
+
+def embedder(
+    folder: str | Path | None, batch: int = 32
+) -> Callable[[Pictures], Float[np.ndarray, "n d"]]:
+    """What makes the embeddings of pictures by the model in a folder.
+
+    Raises:
+      FileNotFoundError, ValueError: as in `load`.
+    """
+    _, config, tensors = _opened(folder)
+    vision, params = _vision(config, tensors)
+
+    @jax.jit
+    def embedded(params, x):
+        return vision.apply({"params": params}, clip.prepared(x, vision.size)).pooled
+
+    def embed(of: Pictures) -> Float[np.ndarray, "n d"]:
+        found = []
+        with tqdm(total=of.count, unit="picture", desc="embedding", mininterval=1.0) as bar:
+            for start in range(0, of.count, batch):
+                end = min(start + batch, of.count)
+                x = jnp.asarray(transforms.to_unit(pictures.stacked(of, start, end)))
+                found.append(np.asarray(embedded(params, x), np.float32))
+                bar.update(end - start)
+        return np.concatenate(found)
+
+    return embed
+
+
+def _opened(folder: str | Path | None) -> tuple[Path, dict[str, Any], Mapping[str, Any]]:
+    """The folder of a CLIP model, its config and its tensors."""
+    if folder is None:
+        raise ValueError(
+            "clip needs a CLIP model: download the folder of one, such as openai/clip-vit-base-patch16, and name it "
+            "with --clip FOLDER"
+        )
+    folder = Path(folder)
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None or not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no CLIP model: it needs config.json and {' or '.join(FILES)}"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("architectures") != ["CLIPModel"]:
+        raise ValueError(
+            f"{folder} holds {config.get('architectures')}; give the folder of a CLIPModel"
+        )
+    return folder, config, features.read([path])
+
+
+def _vision(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[nn.Module, Params]:
+    of = published.vision_from_config(_part(config, "vision_config", "CLIPVisionModel", VISION))
+    image = jnp.zeros((1, of.size, of.size, 3))
+    return of, _tower(of, image, published.vision_table, tensors, "vis")
 
 
 def _part(config: Mapping[str, Any], name: str, kind: str, own: Sequence[str]) -> dict[str, Any]:

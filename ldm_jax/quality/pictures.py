@@ -36,17 +36,17 @@ def of_array(name: str, x: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]
     return Pictures(name, len(x), lambda i: x[i], captions=tuple(captions) or None)
 
 
-def of_folder(path: str | Path, size: int | None = None) -> Pictures:
+def of_folder(path: str | Path, size: int | None = None, convention: str | None = None) -> Pictures:
     """The pictures below a folder in the order of their names; with `size`, cut to squares and resampled to it.
 
-    Captions are read where the folder has them, in one of the ways of `data.folder`.
+    Captions are read where the folder has them, in one of the ways of `data.folder`, of which `convention` names one.
 
     Raises:
       FileNotFoundError: no such folder.
       ValueError: no picture in it.
       Unusable: when a picture is read that cannot be decoded: its name, and why.
     """
-    of = folders.folder(path)
+    of = folders.folder(path, convention=convention)
 
     def read(i):
         try:
