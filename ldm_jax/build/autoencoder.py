@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ldm_jax.build import parts, workdir
+from ldm_jax.build import buckets, parts, workdir
 from ldm_jax.build.sections import checked, make, section
 from ldm_jax.models import features
 from ldm_jax.training import evaluation, loop, sharding
@@ -88,6 +88,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         )
     source = parts.source(config)
     workdir.compare(config, source, directory)
+    batches = buckets.batches(config, source, fields=())
     kept = parts.kept_step(config, mesh, source)
     of_config, make_arrays = loss(config)
     fixed = parts.validation_batches(config, fields=())
@@ -98,7 +99,9 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         init=lambda key: init(config, key),
         loss=of_config,
         frozen=jax.device_put(make_arrays(), sharding.replicated(mesh)),
-        batches=parts.batches(config, source, fields=()).iterate,
+        batches=batches.iterate,
+        shapes=buckets.shapes(batches),
+        told=buckets.told(batches),
         evaluate=evaluation.autoencoder(model(config), mesh, fixed, shown),
         example=fixed[0],
         kept=kept,

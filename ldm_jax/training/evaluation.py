@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ldm_jax import media
 from ldm_jax.metrics import image as metrics
 from ldm_jax.training import sharding
-from ldm_jax.training.loop import Evaluation
+from ldm_jax.training.run import Evaluation
 from ldm_jax.types import Loss, Params
 
 Batches = Sequence[dict[str, np.ndarray]]
