@@ -37,6 +37,7 @@ WEAK = text("weak", None, "guide away from a weaker model: a run, or an earlier 
 NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
 SEED = whole("seed", None, "the first sample's seed, or 0; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
+EMA = text("ema", None, "which of the run's averages, by name; None: the first")
 BATCH = whole("batch", 64, "samples drawn at once", lower_bound=1)
 TASK = text(
     "task", "text", "text, or image_to_image, inpaint, outpaint, edit, prompt_to_prompt ..."
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
 
         from ldm_jax import build, heatmaps, media
 
-        pipeline = build.pipeline(WORKDIR.value, STEP.value)
+        pipeline = build.pipeline(WORKDIR.value, STEP.value, EMA.value)
         negative = NEGATIVE.value
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
         override = {k: v for k, v in flagged.items() if v is not None}

@@ -75,6 +75,9 @@ STEPS = flags.DEFINE_integer(
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "the checkpoint's step; None: the latest", flag_values=FLAGS
 )
+EMA = flags.DEFINE_string(
+    "ema", None, "which of a run's averages, by name; None: the first", flag_values=FLAGS
+)
 OF_PROMPTS, OF_RUN = 256, 1000  # pictures where --n is not given
 OF_SHAPES = ("prompts", "labels", "condition")  # metrics by the rules of `shapes`
 
@@ -160,7 +163,7 @@ def main(argv: list[str]) -> None:
         )
         splits, labelled, subject, shown = None, None, None, None
         if WORKDIR.value is not None:
-            pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value)
+            pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value, EMA.value)
             given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
             override = {k: v for k, v in given.items() if v is not None}
             sampling = build.sampling(WORKDIR.value, pipeline, **override)

@@ -48,11 +48,13 @@ def run(config: ConfigDict, directory: str | Path) -> Run:
     return start(config, Path(directory))
 
 
-def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
+def pipeline(directory: str | Path, step: int | None = None, ema: str | None = None) -> Pipeline:
     """The trained model in `directory`, from its `config.json` and a checkpoint's moving average.
 
+    `ema` names one of several averages; the first by default.
+
     Raises:
-      ValueError: the run is not one of a diffusion model.
+      ValueError: the run is not one of a diffusion model, or keeps no such average.
       FileNotFoundError: no run or no checkpoint there.
     """
     config = workdir.read_config(directory)
@@ -62,7 +64,7 @@ def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
             f"{directory} holds a run of kind {kind!r}; only a diffusion model can be sampled"
         )
     of = pretrained if "init" in config else diffusion
-    return of.pipeline(config, Path(directory), step)
+    return of.pipeline(config, Path(directory), step, ema)
 
 
 def sampling(

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import parts, workdir
+from ldm_jax.build import buckets, parts, updates, workdir
 from ldm_jax.build.sections import accepted, checked, did_you_mean, make, section
 from ldm_jax.models import features, lpips, vq
 from ldm_jax.training import (
@@ -110,7 +110,7 @@ def _bottleneck(config: ConfigDict, of: nn.Module) -> tuple[bottleneck.Bottlenec
     objective.pop("name")
     codes = isinstance(of, vq.VQAutoencoder)
     name = f"bottleneck.{'quantized' if codes else 'gaussian'}"
-    more = {"rule": parts.codebook_rule(config)} if codes else {}
+    more = {"rule": updates.codebook_rule(config)} if codes else {}
     own = set(accepted("training", name)) - {"model", "rule"}
     if codes and of.levels:
         own = set()  # nothing is learnt
@@ -142,7 +142,7 @@ def loss(config: ConfigDict) -> tuple[Loss, Callable[[], Params]]:
         **objective,
         **options,
     )
-    return parts.of_trained(config, made), make_arrays
+    return updates.of_trained(config, made), make_arrays
 
 
 def _start(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Params]:
@@ -188,6 +188,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         )
     source = parts.source(config)
     workdir.compare(config, source, directory)
+    batches = buckets.batches(config, source, fields=())
     kept = parts.kept_step(config, mesh, source)
     begun = bool(manifest.steps(Path(directory) / checkpoints.FOLDER))
     load = _start(config, mesh) if "start" in config and not begun else None
@@ -200,7 +201,9 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         init=lambda key: init(config, key),
         loss=of_config,
         frozen=jax.device_put(make_arrays(), sharding.replicated(mesh)),
-        batches=parts.batches(config, source, fields=()).iterate,
+        batches=batches.iterate,
+        shapes=buckets.shapes(batches),
+        told=buckets.told(batches),
         evaluate=evaluation.autoencoder(model(config), mesh, fixed, shown),
         example=fixed[0],
         load=load,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec
-from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, workdir
+from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, updates, workdir
 from ldm_jax.build.sections import section
 from ldm_jax.foresee.study import Program
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -124,7 +124,7 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
         raise ValueError(
             "an autoencoder has no sampler; give --what train, or the config of a second stage"
         )
-    optimizer, ema, accumulate = parts.optimizer_of(config)
+    optimizer, ema, accumulate = updates.optimizer_of(config)
     sharding.check_batch(rows, mesh, accumulate if what == "train" else 1)
     sharding.check_space(of.fields["x"].shape[:-1], mesh)
     batch = {k: _shape((rows, *v.shape), v.dtype) for k, v in of.fields.items()}
@@ -134,9 +134,10 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
     key = jax.eval_shape(lambda: jax.random.key(0))
     everywhere = sharding.replicated(mesh)
     if what == "train":
-        state = jax.eval_shape(lambda params: step.init_state(params, optimizer), of.trained)
+        state = jax.eval_shape(lambda params: step.init_state(params, optimizer, ema), of.trained)
         layouts = sharding.state_layouts(mesh, rules, state)
-        taken = step.make_train_step(of.loss, optimizer, ema, accumulate)
+        groups = updates.groups_of(config, of.trained)
+        taken = step.make_train_step(of.loss, optimizer, ema, accumulate, groups)
         state = _laid(state, layouts)
 
         def call(params, average, moments, counters, frozen, batch, key):

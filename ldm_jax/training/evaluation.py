@@ -14,7 +14,7 @@ from ldm_jax import media
 from ldm_jax.metrics import image as metrics
 from ldm_jax.models.autoencoder import Gaussian
 from ldm_jax.training import codebook, sharding
-from ldm_jax.training.loop import Evaluation
+from ldm_jax.training.run import Evaluation
 from ldm_jax.types import Loss, Params
 
 Batches = Sequence[dict[str, np.ndarray]]

@@ -6,31 +6,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
+from ldm_jax.training import averages, norms
 from ldm_jax.types import Batch, Loss, Params, TrainState
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """A state at step 0; the moving average starts at the parameters."""
-    zero = jnp.zeros((), jnp.int32)
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(step=zero, params=params, ema=ema, opt_state=tx.init(params), skipped=zero)
-
-
-def ema_decay(limit: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The decay after `step` updates, warmed up: min(limit, (1 + n) / (10 + n)); CompVis' LitEma."""
-    return jnp.minimum(limit, (1.0 + step) / (10.0 + step))
+def init_state(
+    params: Params, tx: optax.GradientTransformation, ema: averages.Averages = 0.9999
+) -> TrainState:
+    """A state at step 0; moving averages start at the parameters."""
+    zero, held = jnp.zeros((), jnp.int32), averages.start(ema, params)
+    return TrainState(step=zero, params=params, ema=held, opt_state=tx.init(params), skipped=zero)
 
 
 def make_train_step(
-    loss: Loss, tx: optax.GradientTransformation, ema: float = 0.9999, accumulate: int = 1
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    ema: averages.Averages = 0.9999,
+    accumulate: int = 1,
+    groups: norms.Rules | bool = False,
 ) -> Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]:
     """`(state, frozen, batch, rng) -> (state, metrics)`, pure.
 
     With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients a scan averages. If the loss,
     the gradient or the update is not finite, parameters, optimizer and EMA stay bit-identical and `state.skipped`
-    counts on; the step advances, so that the next one sees other data and noise.
+    counts on; the step advances, so that the next one sees other data and noise. `groups` asks for the norms of the
+    gradient by group (`norms.grouped`).
 
     What a loss tells under a name with an underscore, "_chosen", is no metric: it is an argument of the optimizer's
     update, `chosen`, with the micro-batches along a first axis.
@@ -78,9 +80,7 @@ def make_train_step(
         # The updates too: an infinite learning rate spoils what a finite gradient would not.
         finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         params = optax.apply_updates(state.params, updates)
-        # A sum and a difference, so that the average of what does not move keeps its bits.
-        weight = 1.0 - ema_decay(ema, state.step)
-        average = jax.tree.map(lambda new, old: old + weight * (new - old), params, state.ema)
+        average = averages.moved(ema, state.ema, params, state.step)
 
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -92,6 +92,7 @@ def make_train_step(
             opt_state=keep(opt_state, state.opt_state),
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
-        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": 1.0 - finite}
+        metrics = metrics | {"loss": value, "grad_norm": norm, "skipped": 1.0 - finite}
+        return state, metrics | norms.grouped(groups, grads)
 
     return train_step
