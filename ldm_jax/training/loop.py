@@ -213,11 +213,9 @@ def train(
         tracing = profile.Profile(Path(workdir) / "profile", traced)
         stack.enter_context(contextlib.closing(tracing))
         replicated = sharding.replicated(run.mesh)
+        one = step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate)
         make_step = functools.partial(
-            compiled.finish,
-            run.kept,
-            step.make_train_step(run.loss, run.optimizer, run.ema, run.accumulate),
-            (layouts, replicated),
+            compiled.finish, run.kept, sharding.on(run.mesh, one), (layouts, replicated)
         )
         train_step = None
         key = jax.jit(lambda: jax.random.key(run.seed + 1), out_shardings=replicated)()
