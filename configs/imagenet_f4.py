@@ -39,6 +39,7 @@ def get_config():
         attention=(0, 1, 1, 1),
         middle=1,
         heads=1,
+        dtype="bfloat16",  # of the computation; parameters stay in float32
     )
     c.conditioner = dict(name="Label", classes=1000, width=512)
     c.path = dict(name="ddpm", schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)

@@ -149,7 +149,7 @@ class _Training:
         """The step for batches like this one, and for those of all other shapes that the data has."""
         run, layouts = self.run, (self.layouts, sharding.replicated(self.run.mesh))
         how = (run.ema, run.accumulate, run.groups)
-        taken = step.make_train_step(run.loss, run.optimizer, *how)
+        taken = sharding.on(run.mesh, step.make_train_step(run.loss, run.optimizer, *how))
         others = [reading.abstract(b, sharding.batch_layouts(run.mesh, b)) for b in run.shapes]
         for batch in (self.batch, *others):
             if (shape := batch["x"].shape) not in self.taken:
