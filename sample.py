@@ -37,6 +37,7 @@ WEAK = text("weak", None, "guide away from a weaker model: a run, or an earlier 
 NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
 SEED = whole("seed", None, "the first sample's seed, or 0; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
+EMA = text("ema", None, "which of the run's averages, by name; None: the first")
 BATCH = whole("batch", 64, "samples drawn at once", lower_bound=1)
 TASK = text(
     "task", "text", "text, or image_to_image, inpaint, outpaint, edit, prompt_to_prompt ..."
@@ -51,8 +52,9 @@ STRENGTH = flags.DEFINE_float(
     "strength", None, "the share of the steps taken from a picture, in (0, 1]", flag_values=FLAGS
 )
 MARGINS = numbers("margins", None, "of outpaint, in pixels: top,bottom,left,right")
-SIZE = numbers("size", None, "of panorama, in pixels: height,width")
+SIZE = numbers("size", None, "of panorama and high_resolution, in pixels: height,width")
 REPAINT = numbers("repaint", None, "jump,times: how the steps of inpaint and outpaint are repeated")
+WEIGHT = texts("weight", [], "WORD=FACTOR: of prompt_to_prompt; may be repeated")
 FRAMES = whole("frames", None, "of interpolate", lower_bound=2)
 FILM = flags.DEFINE_bool("film", False, "also draw the way to the picture", flag_values=FLAGS)
 HEATMAPS = flags.DEFINE_bool("heatmaps", False, "also show where each word acts", flag_values=FLAGS)
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
 
         from ldm_jax import build, heatmaps, media
 
-        pipeline = build.pipeline(WORKDIR.value, STEP.value)
+        pipeline = build.pipeline(WORKDIR.value, STEP.value, EMA.value)
         negative = NEGATIVE.value
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
         override = {k: v for k, v in flagged.items() if v is not None}
@@ -91,6 +93,7 @@ def main(argv: list[str]) -> None:
             size=cli.whole_numbers(SIZE),
             repaint=cli.whole_numbers(REPAINT),
             frames=FRAMES.value,
+            weights=cli.weights(WEIGHT),
         )
         words = dict(
             prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value or 0

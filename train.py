@@ -3,8 +3,8 @@
     python train.py --config configs/demo_autoencoder.py --workdir runs/demo/autoencoder
     python train.py --config configs/demo.py --workdir runs/demo/model --config.optimizer.lr=5e-4
 
-The same command resumes. Ctrl-C or SIGTERM saves first. Of several processes each gets the same command; docs/scale.md
-shows how.
+The same command resumes. Ctrl-C or SIGTERM saves first, a second one does not. Of several processes each gets the same
+command; docs/scale.md shows how.
 """
 
 import sys
@@ -51,11 +51,12 @@ def main(argv: list[str]) -> None:
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
         cli.required(CONFIG, WORKDIR)
         from ldm_jax import build
-        from ldm_jax.training import checkpoints, loop, processes, profile
+        from ldm_jax.training import checkpoints, interrupt, loop, processes, profile
 
         processes.meet(DISTRIBUTED.value, COORDINATOR.value, PROCESS_ID.value, NUM_PROCESSES.value)
         traced = profile.steps_of(PROFILE.value)
-        run = build.run(CONFIG.value, WORKDIR.value)
+        with interrupt.Interrupt().watch() as signals, signals.leaving(interrupt.nothing_new):
+            run = build.run(CONFIG.value, WORKDIR.value)
     try:
         reached = loop.train(run, WORKDIR.value, began, traced)
     except (loop.TrainingStopped, checkpoints.Unreadable, checkpoints.SaveFailed) as error:

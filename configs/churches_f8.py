@@ -18,10 +18,10 @@ def get_config():
         validation=dict(split="validation"),
         batch=96,
         size=256,
-        crop="random",
+        crop="center",
         flip=True,
         workers=8,
-        cached="",  # a folder of python -m ldm_jax.cache, which takes centre crops
+        cached="",  # a folder of python -m ldm_jax.cache
     )
     c.codec = dict(name="from_autoencoder", run="runs/kl_f8")
     c.model = dict(

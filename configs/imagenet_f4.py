@@ -1,12 +1,12 @@
 """Class-conditional latent diffusion on ImageNet-256, U-Net 400,920,579 parameters in f4 latents.
 
-    python train.py --config configs/kl_f4.py --workdir runs/kl_f4 --config.data.source.path=/data/openimages
+    python train.py --config configs/vq_f4.py --workdir runs/vq_f4 --config.data.source.path=/data/openimages
     python train.py --config configs/imagenet_f4.py --workdir runs/imagenet
     python sample.py --workdir runs/imagenet --label "tench, Tinca tinca" --n 16 --guidance 1.5
 
-CompVis' cin256-v2, whose first stage is the KL instead of the VQ model at the same factor. Published (LDM-4-G): FID
-3.60 with guidance 1.5 and 250 DDIM steps, after 178k steps of batch 1200 (271 V100 days). Not trained here. TFDS
-prepares imagenet2012 once from the archives, see docs/guide.md.
+CompVis' cin256-v2, whose null condition is a 1001st class. Published (LDM-4-G): FID 3.60 with guidance 1.5 and 250 DDIM
+steps, after 178k steps of batch 1200 (271 V100 days). Not trained here. TFDS prepares imagenet2012 once from the
+archives, see docs/guide.md.
 """
 
 from ml_collections import ConfigDict
@@ -27,11 +27,10 @@ def get_config():
         batch=1200,
         size=256,
         crop="random",
-        flip=True,
         workers=8,
         cached="",  # a folder of python -m ldm_jax.cache, which takes centre crops
     )
-    c.codec = dict(name="from_autoencoder", run="runs/kl_f4")
+    c.codec = dict(name="from_autoencoder", run="runs/vq_f4")
     c.model = dict(
         name="unet.UNet",
         width=192,
@@ -40,6 +39,7 @@ def get_config():
         attention=(0, 1, 1, 1),
         middle=1,
         heads=1,
+        dtype="bfloat16",  # of the computation; parameters stay in float32
     )
     c.conditioner = dict(name="Label", classes=1000, width=512)
     c.path = dict(name="ddpm", schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)

@@ -4,8 +4,8 @@
 
 CompVis' configs/autoencoder/autoencoder_kl_32x32x4.yaml: batch 12 x 2 accumulated, 4.5e-6 a sample, 256x256 crops,
 discriminator from step 50,001. Published (models/first_stage_models/kl-f8): PSNR 24.19 dB, rFID 0.90 after 246,803
-steps. Not trained here. The perceptual term of the original is LPIPS on VGG16; without its weights (see
-docs/guide.md) the loss is l1 + KL + PatchGAN.
+steps. Not trained here. The loss is l1 + LPIPS + KL + PatchGAN, all but the last as sums over a picture. LPIPS is off
+without the file of its weights: --config.perceptual.file=FILE, see docs/guide.md.
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +32,14 @@ def get_config():
         embed=4,
     )
     c.discriminator = dict(name="discriminator.PatchGAN", width=64, layers=3)
+    c.perceptual = dict(name="lpips.LPIPS", weight=1.0, file="")
     c.objective = dict(
-        name="autoencoder", kind="l1", kl_weight=1e-6, disc_start=50_001, disc_weight=0.5
+        name="autoencoder",
+        kind="l1",
+        normalization="sum",
+        kl_weight=1e-6,
+        disc_start=50_001,
+        disc_weight=0.5,
     )
     c.optimizer = dict(
         name="adamw", lr=1.08e-4, b1=0.5, b2=0.9, weight_decay=0.0, ema=0.999, accumulate=2

@@ -95,6 +95,20 @@ def whole_numbers(holder: flags.FlagHolder) -> list[int] | None:
         ) from error
 
 
+def weights(holder: flags.FlagHolder) -> dict[str, float]:
+    """What a flag says as WORD=FACTOR, once or several times; ValueError if it is something else."""
+    found = {}
+    for text in holder.value:
+        word, _, factor = text.rpartition("=")
+        try:
+            found[word] = float(factor)
+        except ValueError:
+            word = ""
+        if not word:
+            raise ValueError(f"--{holder.name}={text} must be a word and a number, such as red=2")
+    return found
+
+
 def nothing_more(argv: Sequence[str], hint: str) -> None:
     """Raises ValueError if arguments are left that are no flags."""
     if len(argv) > 1:

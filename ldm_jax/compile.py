@@ -2,16 +2,23 @@
 
     python -m ldm_jax.compile --config configs/imagenet_f4.py --first_stage configs/kl_f4.py --topology v5e:16x16
     python -m ldm_jax.compile --config configs/sd15_finetune.py --config.init.path=/models/sd15 --topology v6e:4x4 \
-        --batch 4 --search batch --out sd15.json
+        --search batch,remat,layout --out sd15.json
 
 Needs libtpu (pip install 'ldm_jax[tpu]') and no TPU, no data, no weights: shapes alone, and the config files of a model
 that a run starts from. What is compiled is the step that `train.py` compiles, on the config's mesh over all devices.
 It takes long: minutes for a large network, whatever the number of chips.
+
+With --search the memory of all choices is foreseen first, which takes seconds; then the one that lets most rows a
+second through, by what it computes and sends, is compiled with the most rows that should fit, and again until they do.
 """
 
 import json
+import os
+import platform
+import shlex
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -40,10 +47,14 @@ BATCH = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-SEARCH = flags.DEFINE_enum(
-    "search", None, ["batch"], "the largest batch on a device that fits", flag_values=FLAGS
+SEARCH = flags.DEFINE_list(
+    "search",
+    None,
+    "the largest batch on a device that fits: batch, and over remat and layout too if named (batch,remat,layout)",
+    flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
+TEXT = flags.DEFINE_string("text", None, "a file for the compiled program", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -52,66 +63,146 @@ def main(argv: list[str]) -> None:
     with cli.plain_errors():
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
         cli.required(CONFIG, TOPOLOGY)
-        from ldm_jax.build import parts, plan
+        from ldm_jax.build import parts, variants
         from ldm_jax.foresee import chips
-        from ldm_jax.foresee.study import DoesNotFit, largest
 
+        over = _searched(SEARCH.value)
         chip = chips.named(TOPOLOGY.value)
-        of = plan.plan(CONFIG.value, FIRST_STAGE.value)
-        mesh = parts.mesh(CONFIG.value, chips.devices(TOPOLOGY.value, SLICES.value))
-        batch = parts.data(CONFIG.value)["batch"]
-        rows = batch if BATCH.value is None else BATCH.value * mesh.size
-        plan.program(CONFIG.value, of, mesh, WHAT.value, rows)  # says what does not divide
-    try:
-        if SEARCH.value:
-            most = largest(lambda n: _fits(of, mesh, n * mesh.size), max(rows // mesh.size, 1))
-            if not most:
-                cli.fail("not even one row of the batch on each device fits; try remat or fsdp")
-            rows = most * mesh.size
-        figures = _figures(of, mesh, chip, rows)
-    except DoesNotFit as error:
-        cli.fail(f"{rows / mesh.size:g} row(s) on each device do not fit: {error}")
+        devices = chips.devices(TOPOLOGY.value, SLICES.value)
+        ways = variants.variants(CONFIG.value, FIRST_STAGE.value, devices, over)
+        rows = parts.data(CONFIG.value)["batch"]
+        if over or BATCH.value is not None:
+            rows = (BATCH.value or parts.optimizer_of(CONFIG.value)[2]) * len(devices)
+        for way in ways:
+            way.program(WHAT.value, rows)  # says what does not divide
+        choices = variants.choices(ways, WHAT.value, chip)
+    if over:
+        found, table = _search(ways, choices, chip.of_device())
+    else:
+        found, table = _compiled(ways[0], rows), []
+    if found.made is None:
+        cli.fail(f"{found.rows:g} row(s) on each device do not fit: {found.reason}")
+    choice = choices[ways.index(found.way)]
+    figures = _figures(found, chip, choice) | ({"searched": table} if table else {})
+    if TEXT.value:
+        Path(TEXT.value).write_text(found.made.as_text())
     if OUT.value:
         Path(OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _fits(of, mesh, rows: int) -> bool:
-    from ldm_jax.build import plan
+def _searched(given: list[str] | None) -> list[str]:
+    from ldm_jax.build.variants import SEARCHED
+
+    given = given or []
+    if unknown := [name for name in given if name not in SEARCHED]:
+        raise ValueError(f"--search={unknown[0]} is unknown; choose among {', '.join(SEARCHED)}")
+    if given and "batch" not in given:
+        raise ValueError("--search finds the largest batch; name batch too: --search=batch,...")
+    return given
+
+
+class Compiled(NamedTuple):
+    """A program, and its executable or why there is none."""
+
+    way: Any
+    rows: int  # on all devices
+    program: Any
+    made: Any = None
+    spent: Any = None
+    needed: float = 0.0  # bytes on a device
+    reason: str = ""
+
+
+def _compiled(way, rows: int) -> Compiled:
     from ldm_jax.foresee.study import DoesNotFit, compile_program
 
+    program = way.program(WHAT.value, rows)
+    found = Compiled(way, rows, program)
     try:
-        compile_program(plan.program(CONFIG.value, of, mesh, WHAT.value, rows), mesh)
-        answer = "fit"
+        made, spent = compile_program(program, way.mesh)
     except DoesNotFit as error:
-        answer = f"do not fit: {error}"
-    print(f"{rows // mesh.size} row(s) on each device {answer}", file=sys.stderr)
-    return answer == "fit"
+        found = found._replace(needed=error.needed, reason=str(error))
+    else:
+        needed = made.memory_analysis().peak_memory_in_bytes
+        found = found._replace(made=made, spent=spent, needed=needed)
+    if SEARCH.value:
+        fits = f"do not fit: {found.reason}" if found.made is None else "fit"
+        print(f"{way.name}: {rows / way.mesh.size:g} row(s) on each device {fits}", file=sys.stderr)
+    return found
 
 
-def _figures(of, mesh, chip, rows: int) -> dict:
-    from ldm_jax.build import plan
+def _search(ways, choices, device) -> tuple[Compiled, list[dict[str, Any]]]:
+    """What lets most rows a second through of what fits indeed, and what was foreseen of all."""
+    from ldm_jax.foresee import search
+
+    table = [
+        {
+            "choice": choice.name,
+            "rows_on_a_device": most,
+            "memory": round(choice.bytes(most)),
+            "rows_per_second_bound": most * ways[0].mesh.size / choice.seconds(most),
+        }
+        for choice, most in search.ranked(choices, device.memory)
+    ]
+    for row in table:
+        print(
+            f"foreseen: {row['rows_on_a_device']} row(s), {row['rows_per_second_bound']:.0f} a second at most: "
+            f"{row['choice']}"
+        )
+    for choice, _ in search.ranked(choices, device.memory):
+        way = ways[choices.index(choice)]
+        done = {}
+
+        def needs(rows, way=way, done=done):
+            done[rows] = _compiled(way, rows * way.mesh.size)
+            return done[rows].made is not None, done[rows].needed
+
+        if most := search.settled(choice, device.memory, needs):
+            return done[most], table
+    cli.fail("not even one row of the batch on each device fits; search over remat and layout too")
+
+
+def _figures(found: Compiled, chip, choice) -> dict[str, Any]:
     from ldm_jax.flops import flops
-    from ldm_jax.foresee.study import compile_program, study, told
+    from ldm_jax.foresee.study import study, told
     from ldm_jax.nn import once
 
-    program = plan.program(CONFIG.value, of, mesh, WHAT.value, rows)
-    made, seconds = compile_program(program, mesh)
+    program, mesh = found.program, found.way.mesh
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), list(program.inputs.values())
     )
     executed = flops(program.call, *shapes)
     with once.every():  # nothing is computed again
         model = flops(program.call, *shapes)
+    rows = found.rows / mesh.size
+    foreseen = {"inputs": round(choice.inputs(rows)), "temporary": round(choice.temporary(rows))}
     figures = {
+        "command": f"python -m ldm_jax.compile {shlex.join(_asked(sys.argv[1:]))}",
         "topology": TOPOLOGY.value,
         "slices": SLICES.value,
         "what": WHAT.value,
+        "choice": found.way.name,
         "mesh": {k: v for k, v in mesh.shape.items() if v > 1},
-        "compile_seconds": round(seconds, 1),
-    } | study(made, program, mesh, chip, model, executed)
-    print(f"{WHAT.value} on {TOPOLOGY.value}, compiled in {seconds:.0f} s")
+        "compile_seconds": round(found.spent.wall, 1),
+        "compile_cpu_seconds": round(found.spent.cpu, 1),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, jax {jax.__version__}",
+    } | study(found.made, program, mesh, chip, model, executed, foreseen)
+    print(f"{WHAT.value} on {TOPOLOGY.value}, compiled in {found.spent.wall:.0f} s")
     print(told(figures))
     return figures
+
+
+def _asked(arguments: list[str]) -> list[str]:
+    """Without where the answer goes."""
+    return [one for one in arguments if not one.startswith(("--out=", "--text="))]
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

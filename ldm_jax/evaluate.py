@@ -29,7 +29,7 @@ REFERENCE = flags.DEFINE_string(
 METRICS = flags.DEFINE_list(
     "metrics",
     ["prompts"],
-    "of prompts, condition, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
+    "of prompts, labels, condition, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
     flag_values=FLAGS,
 )
 FEATURES = flags.DEFINE_string(
@@ -75,8 +75,11 @@ STEPS = flags.DEFINE_integer(
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "the checkpoint's step; None: the latest", flag_values=FLAGS
 )
+EMA = flags.DEFINE_string(
+    "ema", None, "which of a run's averages, by name; None: the first", flag_values=FLAGS
+)
 OF_PROMPTS, OF_RUN = 256, 1000  # pictures where --n is not given
-OF_SHAPES = ("prompts", "condition")  # metrics by the rules of `shapes`
+OF_SHAPES = ("prompts", "labels", "condition")  # metrics by the rules of `shapes`
 
 
 def check_flags() -> None:
@@ -88,7 +91,7 @@ def check_flags() -> None:
     from ldm_jax.build.sections import did_you_mean
     from ldm_jax.quality import scores
 
-    known = ("prompts", "condition", *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip", "rfid")
+    known = (*OF_SHAPES, *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip", "rfid")
     for name in METRICS.value:
         if name not in known:
             raise ValueError(f"there is no metric {name!r}{did_you_mean(name, known)}")
@@ -98,7 +101,7 @@ def check_flags() -> None:
         raise ValueError("give either --workdir, a run of train.py, or --images, a folder")
     if IMAGES.value is None:
         return
-    if of_run := sorted({"prompts", "condition", "rfid"} & set(METRICS.value)):
+    if of_run := sorted({*OF_SHAPES, "rfid"} & set(METRICS.value)):
         raise ValueError(
             f"the metrics {of_run} are of a trained model: give --workdir, or other --metrics"
         )
@@ -158,9 +161,9 @@ def main(argv: list[str]) -> None:
             subset=KID_SUBSET.value,
             batch=BATCH.value,
         )
-        splits, subject, shown = None, None, None
+        splits, labelled, subject, shown = None, None, None, None
         if WORKDIR.value is not None:
-            pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value)
+            pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value, EMA.value)
             given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
             override = {k: v for k, v in given.items() if v is not None}
             sampling = build.sampling(WORKDIR.value, pipeline, **override)
@@ -171,6 +174,8 @@ def main(argv: list[str]) -> None:
                     "seen": build.examples(WORKDIR.value, "validation", count),
                     "unseen": build.examples(WORKDIR.value, "unseen", count),
                 }
+            if "labels" in METRICS.value:
+                labelled = build.labelled(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
             if "condition" in METRICS.value:
                 from ldm_jax.quality import conditions
 
@@ -193,6 +198,11 @@ def main(argv: list[str]) -> None:
         where = Path(WORKDIR.value)
         figures |= prompts.figures(pipeline, sampling, splits, SEED.value, where)
         figures["prompts"] = len(splits["seen"][1])
+    if labelled is not None:
+        from ldm_jax.quality import labels
+
+        figures |= labels.figures(pipeline, sampling, *labelled, SEED.value, Path(WORKDIR.value))
+        figures["labels"] = len(labelled[1])
     if shown is not None:
         import numpy as np
 

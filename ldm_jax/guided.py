@@ -100,7 +100,11 @@ def denoiser(
     if "interval" in numbers:
         made = guidance.interval(made, plain, *numbers["interval"])
     if "zero_steps" in numbers:
-        first = points.t[numbers["zero_steps"]]
+        first, whole = points.t[numbers["zero_steps"]], made
+
+        def made(x_t, t, cond):  # what stands still has no variance
+            return whole(x_t, t, cond).replace(spread=None)
+
         made = guidance.interval(guidance.still(path), made, first, jnp.inf)
     return made
 

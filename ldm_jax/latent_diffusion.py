@@ -4,6 +4,7 @@ It holds no arrays. Its functions take `params = {"network": ..., "conditioner":
 arrays of the codec, which are not.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Array
 from ldm_jax import conditioners
 from ldm_jax.codec import Codec
 from ldm_jax.diffusion import process
+from ldm_jax.nn import seamless
 from ldm_jax.types import Batch, Cond, Denoiser, Network, Params
 
 # Fields that are pictures which are given: no null condition is without them, since guidance leads away from words.
@@ -79,3 +81,14 @@ class LatentDiffusion(NamedTuple):
 
     def denoiser(self, params: Params) -> Denoiser:
         return process.make_denoiser(self.raw(params), self.path, self.target)
+
+
+@functools.lru_cache(maxsize=8)
+def torus(model: LatentDiffusion, wrap: bool | tuple[bool, ...] = True) -> LatentDiffusion:
+    """The model whose data's edges continue each other, along all axes or those with `wrap`, see `nn.seamless`.
+
+    The same object for the same model.
+    """
+    encode, decode = (seamless.seamless(f, wrap) for f in model.codec[:2])
+    codec = model.codec._replace(encode=encode, decode=decode)
+    return model._replace(codec=codec, around=functools.partial(seamless.seamless, wrap=wrap))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from ldm_jax import heatmaps
 from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
+from ldm_jax.nn import taps
 from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler, make_stepwise, walked
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
@@ -167,7 +168,8 @@ class Pipeline:
         step of all chunks, as many calls of one compiled step.
 
         Raises:
-          ValueError: heat maps of a model without cross-attention.
+          ValueError: heat maps of a model without cross-attention. Of what it returns, guidance by blocks without
+            self-attention, or a negative prompt where nothing leads away from one.
         """
         if sampling.heatmaps:
             self.check_heatmaps()
@@ -213,6 +215,7 @@ class Pipeline:
                 )
 
         def draw(batch, seeds, negative=None, task=TEXT):
+            taps.check_blocks(self.params["network"], sampling.how.blocks)
             if negative is not None and sampling.how.name == "auto":
                 raise ValueError(
                     "autoguidance leads away from a weaker model and not from a negative prompt; give one of them"

@@ -1,8 +1,8 @@
 """The vocabulary that every layer shares: what a batch, a condition, a denoiser and a train state are."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from flax import struct
 from jaxtyping import Array, Float
@@ -46,11 +46,17 @@ class Cond(struct.PyTreeNode):
     controls: Any = ()  # a Control for each ControlNet, from which `controls` makes the residuals
 
 
-class Prediction(NamedTuple):
-    """Both readings of one network output: `x_t = alpha * x0 + sigma * eps`."""
+class Prediction(struct.PyTreeNode):
+    """Both readings of one network output, `x_t = alpha * x0 + sigma * eps`; iterates over these two."""
 
-    x0: Float[Array, "b *space c"]
-    eps: Float[Array, "b *space c"]
+    x0: Any  # [b *space c]
+    eps: Any  # [b *space c]
+    spread: Any = (
+        None  # [b *space c] of networks that predict a variance too, see `diffusion.learned`
+    )
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.x0, self.eps))
 
 
 # (x_t, t, cond) -> the raw output F of a network; t is what the network reads, after the target's `c_time`.

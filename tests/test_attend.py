@@ -106,7 +106,8 @@ def test_a_tpu_uses_splash_from_4096_positions_on():
     assert not loops_and_kernels(4095, 4096, tpu)[1]
     assert not loops_and_kernels(4096, 77, tpu)[1]
     assert not loops_and_kernels(4096, 4096, tpu, masked=True)[1]
-    assert loops_and_kernels(4096, 4096, mesh("tpu", 2)) == (False, False)
+    assert loops_and_kernels(4096, 4096, mesh("tpu", 2))[1]  # each device for one of two samples
+    assert loops_and_kernels(4096, 4096, mesh("tpu", 4)) == (False, False)
     assert attend.platform() == "cpu"
 
 
@@ -120,6 +121,33 @@ def test_splash_is_attention(n, m, causal):
     got, expected = both(splash, attend.plain, arrays, causal=causal)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    ("axes", "part"),
+    [(dict(data=2, fsdp=2, tensor=2), (1, 4096, 1)), (dict(space=4), (4, 1024, 2))],
+)
+def test_each_device_of_a_mesh_attends_for_its_part(axes, part, monkeypatch):
+    given = []
+
+    def kernel(q, k, v, causal):
+        given.append((q.shape[:3], k.shape[:3]))
+        return q + k.mean(1, keepdims=True) + v.sum(1, keepdims=True)
+
+    monkeypatch.setattr(attend, "splash", kernel)
+    q, k, v = drawn(4, 4096, 4096, 2, 8)
+    names = ("data", "fsdp", "space", "tensor")
+    sizes = [axes.get(name, 1) for name in names]
+    where = jax.make_mesh(sizes, names, (jax.sharding.AxisType.Auto,) * 4)
+    expected = kernel(q, k, v, False)
+    everywhere = jax.sharding.NamedSharding(where, jax.sharding.PartitionSpec())
+    q, k, v = jax.device_put((q, k, v), everywhere)
+    with jax.sharding.use_abstract_mesh(where.abstract_mesh):
+        assert attend.splash_supports(q, k, None)
+        assert attend.splash_supports(q, k, None, causal=True) == ("space" not in axes)
+        got = jax.jit(attend._splash, static_argnums=3)(q, k, v, False)
+    assert given[1] == (part, (part[0], 4096, part[2]))
+    np.testing.assert_allclose(got, expected, atol=1e-3)
 
 
 AHEAD = """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ldm_jax.training import checkpoints, optimizer, step
+from ldm_jax.training import averages, checkpoints, optimizer, step
 from ldm_jax.weights import files
 from tests import tiny
 
@@ -88,6 +88,69 @@ def test_an_average_is_the_mean(run, tmp_path):
         assert value.dtype == np.float32
 
 
+@pytest.fixture(scope="module")
+def profiles(tmp_path_factory):
+    """Steps 5, 10 ... 60 of a run with several averages, and what an average of sigma_rel 0.08 has become."""
+    workdir, kinds = tmp_path_factory.mktemp("profiles"), (0.05, 0.1, 0.08)
+    of = {kind: averages.power(kind) for kind in kinds}
+    held = {kind: params_at(0) for kind in kinds}
+    with contextlib.closing(checkpoints.Checkpoints(workdir, keep=100)) as saved:
+        for at in range(1, 61):
+            held = {k: of[k].move(held[k], params_at(at), jnp.int32(at - 1)) for k in kinds}
+            if at % 5 == 0:
+                ema = {"0.5": params_at(at)} | {of[k].name: held[k] for k in kinds[:2]}
+                state = step.init_state(params_at(at), optimizer.adamw(steps=10, lr=1e-3))
+                saved.save(state.replace(step=jnp.int32(at), ema=ema))
+    return workdir, held[0.08]["net"]
+
+
+def test_a_width_that_was_not_tracked_is_made_of_those_that_were(profiles, tmp_path, capsys):
+    (workdir, wanted), out = profiles, tmp_path / "posthoc.safetensors"
+    assert call("average", workdir, "--sigma_rel", 0.08, "--out", out) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert second == f"{out}: ema of step {', '.join(map(str, range(5, 61, 5)))}"
+    assert float(first.split()[-1].rstrip("%")) < 2
+    tensors = load_file(out)
+    assert set(tensors) == {f"net/{name}" for name in wanted}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(tensors[f"net/{name}"], value, atol=0.02)
+        assert tensors[f"net/{name}"].dtype == np.float32
+    assert files.metadata(out)["sigma_rel"] == "0.08"
+    # One that was tracked is what it was, at an earlier step.
+    assert call("average", workdir, "--sigma_rel", 0.1, "--step", 35, "--out", out) == 0
+    made = load_file(out)
+    assert call("export", workdir, "--ema", "power_0.1", "--step", 35, "--out", out) == 0
+    for name, value in load_file(out).items():
+        np.testing.assert_allclose(made[name], value, atol=1e-6)
+
+
+def test_a_damaged_step_is_passed_over(profiles, tmp_path, caplog):
+    workdir, out = tmp_path / "run", tmp_path / "posthoc.safetensors"
+    shutil.copytree(profiles[0], workdir)
+    (workdir / "checkpoints/40/ema/_METADATA").write_text("{}")
+    assert call("average", workdir, "--sigma_rel", 0.08, "--out", out) == 0
+    assert "step 40 is damaged" in caplog.text
+    assert files.metadata(out)["steps"] == ",".join(str(n) for n in range(5, 61, 5) if n != 40)
+    for name, value in profiles[1].items():
+        np.testing.assert_allclose(load_file(out)[f"net/{name}"], value, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("export",), "holds the averages 0.5, power_0.05, power_0.1; name one by --ema"),
+        (("export", "--ema", "0.6"), "holds the averages 0.5, power_0.05"),
+        (("average", "--sigma_rel", "0.5"), "sigma_rel = 0.5 is no width"),
+        (("average", "--sigma_rel", "0.1", "--steps", "5,10"), "leave out --steps"),
+        (("average", "--sigma_rel", "0.1", "--step", "4"), "holds no step 4"),
+    ],
+)
+def test_what_is_wrong_with_averages_is_said(argv, words, profiles, tmp_path, capsys):
+    verb, *more = argv
+    assert call(verb, profiles[0], "--out", tmp_path / "out.safetensors", *more) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -100,6 +163,8 @@ def test_an_average_is_the_mean(run, tmp_path):
         (("export", "RUN", "--out", "OUT", "--step", "7"), "holds no step 7; it has [2, 3]"),
         (("export", "RUN", "--out", "OUT", "--step", "2"), "step 2 in"),
         (("export", "RUN", "--out", "OUT", "--of", "emma"), "ema"),
+        (("export", "RUN", "--out", "OUT", "--ema", "0.9"), "holds one average alone"),
+        (("average", "RUN", "--out", "OUT", "--sigma_rel", "0.1"), "no power-function averages"),
         (("average", "RUN", "--out", "OUT"), "--steps is missing"),
         (("average", "RUN", "--out", "OUT", "--steps", "3"), "must be two steps or more"),
         (("average", "RUN", "--out", "OUT", "--steps", "3,x"), "must be whole numbers"),

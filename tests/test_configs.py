@@ -24,8 +24,23 @@ SIZES = {
     "kl_f8": {"gen": 83_653_863},
     "kl_f16": {"gen": 69_610_963},
     "kl_f32": {"gen": 103_880_131},
+    "vq_f4": {"gen": 55_322_782},
+    "vq_f4_noattn": {"gen": 53_219_486},
+    "vq_f8": {"gen": 67_717_295},
+    "vq_f8_n256": {"gen": 67_652_783},
+    "vq_f16": {"gen": 69_593_371},
+    "celebahq_f4": {"network": 274_056_163},
+    "ffhq_f4": {"network": 274_056_163},
+    "bedrooms_f4": {"network": 274_056_163},
     "churches_f8": {"network": 294_966_916},
+    "imagenet_f8": {"network": 394_984_196},
     "imagenet_f4": {"network": 400_920_579},
+    "imagenet_f4_v": {"network": 400_920_579},
+    "imagenet_f4_edm": {"network": 400_920_579},
+    "imagenet_f4_flow": {"network": 400_920_579},
+    # With 294,912 fixed positions, 675,129,632 in facebookresearch/DiT.
+    "imagenet_dit": {"network": 673_681_568, "conditioner": 1_153_152},
+    "text_to_image_f4": {"network": 403_623_939, "conditioner": 166_590_080},
     "text_to_image_f8": {"network": 872_300_484, "conditioner": 542_895_360},
     "inpainting_big": {"network": 387_245_827},
     "bsr_sr": {"network": 113_622_563},
@@ -39,10 +54,10 @@ SIZES = {
     "sd21_finetune": {"network": 865_910_724, "conditioner": 340_387_840},
     "sdxl_finetune": {"network": 2_567_463_684, "conditioner": 817_720_320},
 }
-FACTORS = {"churches_f8": (8, 4), "imagenet_f4": (4, 3), "text_to_image_f8": (8, 4)}
-FACTORS |= dict.fromkeys(
-    ("demo", "demo_upscale", "demo_inpaint", "demo_semantic", "demo_layout"), (4, 4)
-)
+# Of the first stage: by how much it is coarser, and its channels.
+FACTORS = {name: (4, 4) for name in NAMES if name.startswith("demo")}
+FACTORS |= {name: (4, 3) for name in NAMES if "_f4" in name and not name.startswith(("kl", "vq"))}
+FACTORS |= dict.fromkeys(("churches_f8", "imagenet_f8", "text_to_image_f8", "imagenet_dit"), (8, 4))
 FACTORS |= dict.fromkeys(("inpainting_big", "bsr_sr", "semantic_256", "semantic_512"), (4, 3))
 FACTORS |= dict.fromkeys(("layout_openimages", "layout_coco"), (4, 3))
 FACTORS["retrieval_768"] = (16, 16)
@@ -153,12 +168,19 @@ def smaller(name):
         config.data.batch = 8 * config.optimizer.get("accumulate", 1)
         config.data.workers = 0
         config.data.size = FACTORS.get(name, (2,))[0]
-        config.model.width, config.model.groups, config.model.blocks = 4, 2, 1
-        config.model.mults = (1,)
+        if config.model.name == "dit.DiT":
+            config.data.size *= 2  # patches
+            config.model.update(width=4, depth=1, heads=2)
+        else:
+            config.model.update(width=4, groups=2, blocks=1, mults=(1,))
         if config.model.get("attention"):
             config.model.attention = tuple(config.model.attention)[-1:]
-        if config.model.get("heads") or config.model.get("head_dim"):
+        if "blocks" in config.model and (config.model.get("heads") or config.model.get("head_dim")):
             config.model.heads, config.model.head_dim = 1, None
+        if "codes" in config.model:
+            config.model.codes = 8
+        if "start" in config:
+            del config.start  # there is no run to start from
         config.log = dict(batches=1, samples=8)
         if "discriminator" in config:
             config.discriminator.update(width=4, layers=1)
@@ -176,7 +198,7 @@ def smaller(name):
     return config
 
 
-QUICK = ("demo", "demo_autoencoder")
+QUICK = ("demo", "demo_autoencoder", "imagenet_dit")
 SLOW = [name for name in NAMES if name not in QUICK and name != "sdxl_finetune"]
 
 

@@ -113,7 +113,13 @@ def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU7x", 2307e12 / 2),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
 )
 def test_the_peak_is_that_of_the_device(kind, expected):
     assert speed.peak(kind) == expected

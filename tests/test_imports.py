@@ -25,7 +25,7 @@ LAYERS = {
     "data": 2,
     "latent_diffusion": 4,
     "guided": 5,
-    "foresee": 5,
+    "foresee": 2,
     "heatmaps": 6,
     "training": 5,
     "tasks": 7,

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -240,16 +239,6 @@ def test_data_that_cannot_be_read_stops_with_a_sentence(tmp_path):
     with pytest.raises(loop.TrainingStopped, match="12 of 100 records"):
         loop.train(linear_run(spoil), tmp_path)
     assert int(restored(linear_run(), tmp_path).step) == 5
-
-
-def test_a_second_signal_ends_at_once():
-    interrupt, before = loop.Interrupt(), signal.getsignal(signal.SIGINT)
-    with interrupt.watch():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.name == "SIGTERM"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_numbers_are_fetched_when_a_line_is_due(tmp_path, monkeypatch):

@@ -146,3 +146,61 @@ def test_adafactor_keeps_rows_and_columns_and_is_exact_for_gradients_of_rank_one
         np.testing.assert_allclose(updates["net"][name], expected, rtol=1e-4)
     sizes = [a.size for a in jax.tree.leaves(start) if a.dtype == jnp.float32]
     assert sum(sizes) < 6 * 4  # 6 + 4 for the matrix, 4 for the vector, and placeholders
+
+
+def layers(params, frozen, batch, rng, at):
+    x = batch["x"] @ params["net"]["first"]["w"] + params["net"]["first"]["b"]
+    return jnp.mean((x @ params["net"]["last"]["w"] - params["shift"]) ** 2), {}
+
+
+LAYERS = {
+    "net": {
+        "first": {"w": jnp.eye(3), "b": jnp.array([0.5, -1.0, 2.0])},
+        "last": {"w": jnp.array([1.0, 2.0, -1.0])},
+    },
+    "shift": jnp.float32(3.0),
+}
+
+
+def told(groups):
+    batch, tx = {"x": jax.random.normal(jax.random.key(0), (8, 3))}, optax.sgd(0.1)
+    train_step = step.make_train_step(layers, tx, groups=groups)
+    inputs = (step.init_state(LAYERS, tx), 0.0, batch, jax.random.key(1))
+    gradient = jax.grad(lambda p: layers(p, 0.0, batch, None, 0)[0])(LAYERS)
+    return train_step(*inputs)[1], gradient, jax.make_jaxpr(train_step)(*inputs)
+
+
+def norm(*leaves):
+    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves))
+
+
+def test_norms_of_the_gradient_by_module():
+    metrics, gradient, _ = told(True)
+    first, last = gradient["net"]["first"], gradient["net"]["last"]["w"]
+    expected = {"net/first": norm(*first.values()), "net/last": norm(last)}
+    expected["shift"] = norm(gradient["shift"])
+    found = {k.removeprefix("grad_norm/"): v for k, v in metrics.items() if "grad_norm/" in k}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+    np.testing.assert_allclose(norm(*found.values()), metrics["grad_norm"], rtol=1e-6)
+
+
+def test_norms_of_the_gradient_by_rules():
+    metrics, gradient, _ = told(((".*/w", "matrices"), (".*", "rest")))
+    matrices = [gradient["net"][name]["w"] for name in ("first", "last")]
+    np.testing.assert_allclose(metrics["grad_norm/matrices"], norm(*matrices), rtol=1e-6)
+    rest = norm(gradient["net"]["first"]["b"], gradient["shift"])
+    np.testing.assert_allclose(metrics["grad_norm/rest"], rest, rtol=1e-6)
+    with pytest.raises(ValueError, match="'kernel'"):
+        told((("kernel", "matrices"), (".*", "rest")))
+
+
+def test_norms_that_are_not_asked_for_are_not_computed():
+    metrics, _, program = told(False)
+    assert metrics.keys() == {"loss", "grad_norm", "skipped"}
+    # One norm of the gradient and one of the update, and with groups three more, of four leaves together.
+    roots = [
+        sum(eqn.primitive.name == "sqrt" for eqn in made.eqns) for made in (program, told(True)[2])
+    ]
+    assert roots == [2, 5]

@@ -1,5 +1,6 @@
 """Tasks of our own models: identities that hold for any parameters, what is kept, what compiles anew, wrong input."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax import build, media, tasks
+from ldm_jax.latent_diffusion import torus
 from tests import tiny
 from tests.test_pipeline_sampling import model
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -110,6 +112,73 @@ def test_an_interpolation_has_both_ends():
     assert np.abs(np.diff(way, axis=0)).max((1, 2, 3)).min() > 1e-4
 
 
+@pytest.mark.slow
+def test_weights_make_words_act_more_or_less():
+    given = dict(prompts=[RED], source=[RED], seed=5, how=sampling(guidance=2.0))
+    plain = draw("prompt_to_prompt", **given).x
+    np.testing.assert_allclose(
+        draw("prompt_to_prompt", weights={"Red": 1.0}, **given).x, plain, atol=1e-6
+    )
+    more = draw("prompt_to_prompt", weights={"red": 4.0}, **given)
+    np.testing.assert_allclose(more.source, plain, atol=1e-5)
+    assert np.abs(more.x - plain).max() > 1e-4
+
+
+def codes(images):
+    """What the codec leaves of pictures that it samples with the keys of seeds 0, 1 ...: the task's own rows."""
+    made = draw(
+        "image_to_image",
+        how=sampling(steps=40, guidance=1.0),
+        images=images,
+        strength=0.03,
+        prompts=[RED],
+    )
+    return made.x
+
+
+@pytest.mark.slow
+def test_what_is_inverted_comes_back_and_another_prompt_changes_it():
+    given = dict(images=pictures(), source=[RED], strength=0.5)
+    fine = sampling(steps=40, guidance=1.0, solver="ddim")
+    same = draw("invert", prompts=[RED], how=fine, **given).x
+    kept = codes(pictures())
+    # DDIM inversion has the error of its steps; noise of this level is far from the data.
+    noisy = draw("image_to_image", how=fine, prompts=[RED], images=pictures(), strength=0.5).x
+    assert np.abs(same - kept).mean() < 0.3 * np.abs(noisy - kept).mean()
+    exact = sampling(steps=8, guidance=1.0, solver="ddpm")
+    back = draw("edit_friendly", prompts=[RED], how=exact, **given).x
+    few = draw("edit_friendly", prompts=[RED], how=exact, **given | {"strength": 0.25}).x
+    np.testing.assert_allclose(back, few, atol=1e-4)  # both are the data, through the codec
+    other = draw("edit_friendly", prompts=[BLUE], how=exact, **given).x
+    assert np.abs(other - back).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_second_pass_is_larger_and_keeps_what_was_drawn():
+    images = [np.full((16, 16, 3), c, np.float32) for c in (-0.5, 0.5)]
+    given = dict(prompts=[RED, BLUE], images=images, size=(24, 32))
+    drawn = draw("high_resolution", strength=0.25, **given).x
+    assert drawn.shape == (2, 24, 32, 3)
+    assert np.abs(drawn - draw("high_resolution", strength=1.0, **given).x).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_on_a_torus_no_place_is_an_edge():
+    """What is drawn from shifted noise is what was drawn, shifted (by whole latents of the coarsest level)."""
+    of, cond = torus(model().model), model().model.condition(model().params, model().prompts([RED]))
+    z = np.random.default_rng(0).normal(size=(1, *model().shape)).astype(np.float32)
+    for read in (
+        lambda z: of.raw(model().params)(z, np.full(1, 0.5), cond),
+        lambda z: of.codec.decode(model().arrays, z),
+    ):
+        out = np.asarray(read(z))
+        moved = np.asarray(read(np.roll(z, 2, axis=2)))
+        step = 2 * out.shape[2] // z.shape[2]
+        np.testing.assert_allclose(moved, np.roll(out, step, axis=2), atol=1e-5)
+    one, plain = (draw(task, prompts=[RED]).x for task in ("seamless", "text"))
+    assert np.abs(one - plain).max() > 1e-3
+
+
 def test_pictures_are_read_like_data(tmp_path):
     Image.fromarray(np.full((30, 40, 3), 255, np.uint8)).save(tmp_path / "a.jpg")
     given = dict(task="image_to_image", prompts=[RED], n=2, images=[tmp_path / "a.jpg"])
@@ -145,6 +214,12 @@ WRONG = {
         task="image_to_image", prompts=[RED, RED, RED], images=pictures()
     ),
     "one or two prompts and at least two frames": dict(task="interpolate", prompts=[RED] * 3),
+    "the word 'blu' is in none of the prompts; did you mean": dict(
+        task="prompt_to_prompt", prompts=[BLUE], source=[RED], weights={"blu": 2.0}
+    ),
+    "needs --size": dict(task="high_resolution", images=pictures(1)),
+    "takes no --weight; it belongs to prompt_to_prompt": dict(weights={"red": 2.0}),
+    "use --solver ddpm": dict(task="edit_friendly", images=pictures(1), source=[RED]),
     "cross=2.0 must be": dict(task="prompt_to_prompt", source=[RED], cross=2.0),
 }
 
@@ -184,7 +259,11 @@ def test_heat_maps_need_cross_attention():
     [("ddpm", True), ("ddim", False), ({"name": "ddim", "eta": 0.5}, True), ("heun", False)],
 )
 def test_a_solver_that_adds_noise_is_known(solver, told):
-    assert sampling_of(solver).stochastic == told
+    how = sampling_of(solver)
+    assert how.stochastic == told
+    given = dict(prompts=[RED], source=[RED], images=pictures(1))
+    with pytest.raises(ValueError, match="use --solver dd") if told else contextlib.nullcontext():
+        build.ask(model(), how, "invert", **given)
 
 
 def sampling_of(solver):
@@ -212,5 +291,7 @@ def test_sample_py_draws_a_task(tmp_path, capsys):
     capsys.readouterr()
     assert tiny.call("sample", *flags, "--task", "panorama", "--size", "16,x") == 2
     assert "--size=16,x must be whole numbers" in capsys.readouterr().err
+    assert tiny.call("sample", *flags, "--weight", "red") == 2
+    assert "--weight=red must be a word and a number" in capsys.readouterr().err
     assert tiny.call("sample", *flags, "--task", "paint") == 2
     assert "did you mean 'inpaint'" in capsys.readouterr().err

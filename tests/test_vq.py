@@ -129,13 +129,73 @@ def test_quantising_gives_entries_and_passes_gradients_through():
     np.testing.assert_array_equal(of_codebook, np.zeros_like(codebook))
 
 
-def test_codebook_loss_in_closed_form():
+@pytest.mark.parametrize(
+    ("legacy", "of_latents", "of_entries"), [(True, 1, 0.25), (False, 0.25, 1)]
+)
+def test_codebook_loss_in_closed_form(legacy, of_latents, of_entries):
+    """`legacy` says which of the two terms beta weighs: the value does not tell, the gradients do."""
     z, e = jnp.array([[[1.0, 2.0], [0.0, 0.0]]]), jnp.array([[[0.0, 2.0], [0.0, 3.0]]])
-    value, (of_z, of_e) = jax.value_and_grad(vq.codebook_loss, (0, 1))(z, e)
-    # mean (e - z)² = (1 + 9) / 4, once for the latents and a quarter of it for the entries
+
+    def loss(z, e):
+        return vq.codebook_loss(z, e, 0.25, legacy)
+
+    value, (of_z, of_e) = jax.value_and_grad(loss, (0, 1))(z, e)
+    # mean (e - z)² = (1 + 9) / 4, once and a quarter of it
     np.testing.assert_allclose(value, 1.25 * 10 / 4)
-    np.testing.assert_allclose(of_z, 2 * (z - e) / 4)
-    np.testing.assert_allclose(of_e, 0.25 * 2 * (e - z) / 4)
+    np.testing.assert_allclose(of_z, of_latents * 2 * (z - e) / 4)
+    np.testing.assert_allclose(of_e, of_entries * 2 * (e - z) / 4)
+
+
+LEVELS = (5, 2, 4)
+
+
+def test_finite_scalars_are_rounded_bounds_with_the_gradient_of_the_bound():
+    """The bound of each channel in float64, from the listing in appendix A.1 of the paper."""
+    z = np.random.default_rng(0).normal(0, 2, (2, 2000, 3))
+    bounded = np.empty_like(z)
+    for i, levels in enumerate(LEVELS):
+        half, offset = (levels - 1) * 0.999 / 2, 0.0 if levels % 2 else 0.5
+        bounded[..., i] = np.tanh(z[..., i] + np.tan(offset / half)) * half - offset
+    width = np.array([2, 1, 2])
+    digits = np.round(bounded).astype(int) + width
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=z.shape), jnp.float32)
+
+    def entries_of(z):
+        entries, indices = vq.finite(z, LEVELS)
+        return jnp.sum(weights * entries), (entries, indices)
+
+    given = jnp.asarray(z, jnp.float32)
+    of_z, (entries, indices) = jax.grad(entries_of, has_aux=True)(given)
+    np.testing.assert_array_equal(entries, ((digits - width) / width).astype(np.float32))
+    np.testing.assert_array_equal(indices, digits @ np.array([1, 5, 10]))
+    half = (np.array(LEVELS) - 1) * 0.999 / 2
+    slope = half * (1 - ((bounded + np.array([0, 0.5, 0.5])) / half) ** 2)
+    np.testing.assert_allclose(of_z, weights * slope / width, rtol=1e-3, atol=1e-5)
+    assert set(np.unique(indices)) == set(range(40))
+
+
+def test_an_autoencoder_of_finite_scalars_has_no_codebook_and_its_lookup_inverts_quantising():
+    model = vq.VQAutoencoder(**SMALL | dict(embed=3, codes=40, levels=LEVELS))
+    shapes = shapes_of(model)
+    assert "codebook" not in shapes
+    everything = jnp.arange(40)[None]
+    entries = model.apply({}, everything, method="lookup")
+    assert np.all(np.abs(entries) <= 1)
+    assert len(np.unique(np.asarray(entries[0]), axis=0)) == 40
+    outside = model.apply({}, jnp.array([[-1, 40]]), method="lookup")
+    assert np.all(np.isnan(outside))
+    z = jax.random.normal(KEY, (1, 50, 3))
+    found, indices = model.apply({}, z, method="quantize")
+    np.testing.assert_array_equal(model.apply({}, indices, method="lookup"), found)
+    with pytest.raises(ValueError, match=r"the codes of levels=.* need none"):
+        their.to_config(model)
+    for levels, told in (
+        ((5, 4), r"a number of at least 2 for each of embed=3 channels"),
+        ((5, 1, 8), r"a number of at least 2"),
+        ((5, 2, 3), r"make 30 codes, not codes=40; give that number, or leave levels out"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            vq.VQAutoencoder(**SMALL | dict(embed=3, codes=40, levels=levels))
 
 
 def test_lookup_inverts_quantising_and_marks_what_is_not_there():
@@ -158,8 +218,9 @@ def test_call_is_encode_quantise_decode_and_the_decoder_quantises_itself():
     y, codes = jax.jit(model.apply)(variables, x)
     z = call("encode", x)
     np.testing.assert_array_equal(codes.indices, call("quantize", z)[1])
+    np.testing.assert_allclose(codes.latents, z, rtol=1e-5, atol=1e-6)
     entries = call("lookup", codes.indices)
-    np.testing.assert_allclose(codes.loss, vq.codebook_loss(z, entries), rtol=1e-5)
+    np.testing.assert_array_equal(codes.entries, entries)
     np.testing.assert_allclose(call("decode", z), y, atol=1e-5)
     as_given = jax.jit(lambda v, z: model.apply(v, z, method="decode", quantized=True))
     np.testing.assert_allclose(as_given(variables, entries), y, atol=1e-5)
@@ -173,7 +234,8 @@ def test_the_loss_reaches_encoder_and_codebook_and_the_reconstruction_only_the_e
 
     def losses(params, which):
         y, codes = model.apply({"params": params}, x)
-        return (jnp.mean(jnp.square(y - x)), codes.loss)[which]
+        entries = model.apply({"params": params}, codes.indices, method="lookup")
+        return (jnp.mean(jnp.square(y - x)), vq.codebook_loss(codes.latents, entries))[which]
 
     grad = jax.jit(jax.grad(losses), static_argnums=1)
     for which, reaches in ((0, False), (1, True)):
@@ -214,7 +276,7 @@ def test_bf16_has_float32_parameters_latents_and_output():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     y, codes = jax.eval_shape(model.apply, variables, x)
     z = jax.eval_shape(lambda v: model.apply(v, x, method="encode"), variables)
-    assert y.dtype == z.dtype == codes.loss.dtype == jnp.float32
+    assert y.dtype == z.dtype == codes.entries.dtype == jnp.float32
 
 
 def test_scaling_factor():

@@ -90,6 +90,16 @@ def autoencoder():
     return c
 
 
+def vq():
+    """Stage 1 with codes, whose codebook is a moving average."""
+    c = autoencoder()
+    c.model.update(name="vq.VQAutoencoder", codes=16)
+    del c.objective.kl_weight
+    c.objective.normalization = "mean"
+    c.codebook = dict(name="average", revive=0.1)
+    return c
+
+
 def unconditional():
     """Stage 2, without conditions."""
     c = common()
@@ -130,6 +140,16 @@ def label():
     c.model.vector = 8
     c.objective.drop = 0.1
     c.sampler.guidance = 2.0
+    return c
+
+
+def transformer():
+    """A DiT with a learned variance, conditioned on the class."""
+    c = label()
+    c.model = dict(name="dit.DiT", width=8, depth=2, heads=2, patch=2, variance=True)
+    c.path, c.target = dict(name="ddpm", schedule="linear", beta_start=1e-4, beta_end=0.02), "eps"
+    c.objective.update(times="discrete", bound=0.001)
+    c.sampler.solver = dict(name="ddpm", variance="learned")
     return c
 
 
@@ -241,23 +261,21 @@ def shared_index():
 
 
 @functools.cache
-def shared_autoencoder():
-    """The work directory of an autoencoder with the parameters of step 0."""
-    config = autoencoder()
-    config.data.source.path = str(shared_pictures())
-    return saved_at_start(config, scratch() / "autoencoder")
+def shared_autoencoder(kind="autoencoder"):
+    """The work directory of an autoencoder ("autoencoder", "vq") with the parameters of step 0."""
+    return saved_at_start(config_of(kind), scratch() / kind)
 
 
 @functools.cache
 def shared_model(kind):
-    """The work directory of a diffusion model ("text", "label", "unconditional") at step 0."""
+    """The work directory of a diffusion model ("text", "label", "transformer" ...) at step 0."""
     return saved_at_start(config_of(kind), scratch() / kind)
 
 
 def config_of(kind):
     """A config of this file with its data and its autoencoder in place."""
     config = get_config(kind)
-    folders = dict(label=shared_classes, layout=shared_boxes)
+    folders = dict(label=shared_classes, transformer=shared_classes, layout=shared_boxes)
     config.data.source.path = str(folders.get(kind, shared_pictures)())
     if kind == "semantic":
         config.data.source.maps = str(shared_maps())

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, weaker, workdir
+from ldm_jax.build.latent_moments import latent_statistics
 from ldm_jax.build.tasks import Asked, ask
 from ldm_jax.build.untrained import conditions
 from ldm_jax.build.untrained import pipeline as untrained
@@ -23,6 +24,8 @@ __all__ = [
     "away_from",
     "conditions",
     "examples",
+    "labelled",
+    "latent_statistics",
     "pipeline",
     "run",
     "sampling",
@@ -45,11 +48,13 @@ def run(config: ConfigDict, directory: str | Path) -> Run:
     return start(config, Path(directory))
 
 
-def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
+def pipeline(directory: str | Path, step: int | None = None, ema: str | None = None) -> Pipeline:
     """The trained model in `directory`, from its `config.json` and a checkpoint's moving average.
 
+    `ema` names one of several averages; the first by default.
+
     Raises:
-      ValueError: the run is not one of a diffusion model.
+      ValueError: the run is not one of a diffusion model, or keeps no such average.
       FileNotFoundError: no run or no checkpoint there.
     """
     config = workdir.read_config(directory)
@@ -59,7 +64,7 @@ def pipeline(directory: str | Path, step: int | None = None) -> Pipeline:
             f"{directory} holds a run of kind {kind!r}; only a diffusion model can be sampled"
         )
     of = pretrained if "init" in config else diffusion
-    return of.pipeline(config, Path(directory), step)
+    return of.pipeline(config, Path(directory), step, ema)
 
 
 def sampling(
@@ -99,6 +104,22 @@ def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, lis
         config, of, (), batch=n, crop="center", flip=False, shuffle=False, repeat=False
     )
     return batches[0]["x"], batches.captions(0)
+
+
+def labelled(directory: str | Path, of: Pipeline, n: int) -> tuple[np.ndarray, list[str]]:
+    """The first `n` pictures [n h w c] in [-1, 1] of a run's validation data, and their classes by name.
+
+    Raises:
+      ValueError: a model that reads no labels, classes without names, or fewer examples than `n`.
+    """
+    if of.classes is None or "label" not in of.model.fields:
+        reads = list(of.model.fields) or "nothing"
+        raise ValueError(
+            f"the run in {directory} reads {reads}, and this needs classes that have names"
+        )
+    found = validation(directory, of, n)
+    pictures = np.stack([found.picture(i) for i in range(n)])
+    return pictures, [of.classes[i] for i in found.conditions()["label"]]
 
 
 class Validation(NamedTuple):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec, conditioners
-from ldm_jax.build import autoencoder, cached, parts, sampler, workdir
+from ldm_jax.build import autoencoder, buckets, cached, parts, sampler, updates, workdir
 from ldm_jax.build.conditioner import conditioner, example
 from ldm_jax.build.sections import checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
@@ -27,7 +27,13 @@ from ldm_jax.types import Params
 
 Named = str | dict  # a section
 OBJECTIVE = dict(
-    name=str, times=Named, weight=Named, kind=str, offset_noise=float, drop=float | dict
+    name=str,
+    times=Named,
+    weight=Named,
+    kind=str,
+    offset_noise=float,
+    drop=float | dict,
+    bound=float,
 )
 TOKENIZER = dict(kind=str, vocab=int, length=int)
 SCALE_BATCHES = 8  # batches from which the scale of the latents is measured
@@ -91,7 +97,7 @@ def codec_of(
         )
     shapes = jax.eval_shape(functools.partial(autoencoder.init, theirs), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    params, step = checkpoints.load_ema(run, shapes, shardings, step)
+    params, step = checkpoints.load_ema(run, shapes, shardings, step, updates.average_of(theirs))
     arrays = {"params": params["gen"], "scale": jnp.ones(())}
     return codec.autoencoder(autoencoder.model(theirs)), arrays, {"run": run, "step": step}
 
@@ -131,7 +137,7 @@ def measure_scale(encode: Any, arrays: Params, batches: Sequence[jax.Array]) -> 
         processes.fetch(encode(arrays, x, jax.random.key(i))).astype(np.float64)
         for i, x in enumerate(batches)
     ]
-    return float(1.0 / np.std(np.stack(z)))
+    return float(1.0 / np.std(np.concatenate([of.ravel() for of in z])))
 
 
 def stored(directory: Path) -> dict[str, Any] | None:
@@ -194,7 +200,7 @@ def objective(config: ConfigDict, of: LatentDiffusion) -> tuple[Any, float | dic
     weight = parts.make_section(
         "diffusion.weightings", given.get("weight", "uniform"), "objective.weight"
     )
-    options = {k: given[k] for k in ("kind", "offset_noise") if k in given}
+    options = {k: given[k] for k in ("kind", "offset_noise", "bound") if k in given}
 
     def loss(network):
         return objectives.diffusion_loss(network, of.path, of.target, times, weight, **options)
@@ -246,7 +252,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     of = cached.model(of, source, lambda: cached.digest(arrays))
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     reading["classes"] = conditioners.counted(of.conditioner)
-    batches = parts.batches(config, source, **reading)
+    batches = buckets.batches(config, source, **reading)
     fixed = parts.validation_batches(config, **reading)
     shown = parts.bare(parts.shown(config, **reading), 0)
     captions = None
@@ -262,6 +268,8 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         init=functools.partial(init, config, of, provided),
         frozen=jax.device_put(arrays, sharding.replicated(mesh)),
         batches=batches.iterate,
+        shapes=buckets.shapes(batches),
+        told=buckets.told(batches),
         kept=kept,
     )
     workdir.claim(config, source, directory)
@@ -270,8 +278,10 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     return made._replace(frozen=jax.device_put(scaled, sharding.replicated(mesh)))
 
 
-def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pipeline:
-    mesh = sharding.make_mesh()
+def pipeline(
+    config: ConfigDict, directory: Path, step: int | None = None, ema: str | None = None
+) -> Pipeline:
+    mesh, average = sharding.make_mesh(), updates.average_of(config, ema)
     trained, provided = tokenizer(config, directory)
     if names := workdir.classes(directory):
         provided["classes"] = len(names)
@@ -279,7 +289,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     arrays = with_scale(of.codec, arrays, origin, directory, mesh)
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    params, at = checkpoints.load_ema(directory, shapes, shardings, step)
+    params, at = checkpoints.load_ema(directory, shapes, shardings, step, average)
     length, texts, words = provided.get("length", 0), {}, None
     if trained is not None:
         texts["tokens"] = lambda rows: text.encode(trained, rows, length)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from beartype.door import is_bearable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import flops
-from ldm_jax.build.sections import checked, make, plain, section
+from ldm_jax.build import updates
+from ldm_jax.build.sections import checked, make_section, plain, section
 from ldm_jax.build.workdir import GUARDS, LOG, TOLD
 from ldm_jax.data import latents
 from ldm_jax.data import pipeline as input_pipeline
@@ -33,17 +33,13 @@ PIPELINE = dict(
     holes=tuple[str, ...],
     layout=dict,
 )
-DATA = dict(source=dict | str, validation=dict, cached=str, blank=float) | PIPELINE
+DATA = (
+    dict(source=dict | str, validation=dict, cached=str, blank=float, buckets=dict | tuple)
+    | PIPELINE
+)
 LAYOUT = dict(classes=tuple[tuple[str, int], ...], objects=int, vocab=int, window=bool)
 SPLITS = ("train", "validation")  # of a cache
 MESH = dict.fromkeys(sharding.AXES, int) | dict(dcn=dict)
-OPTIMIZER = dict(ema=float, accumulate=int)  # of that section, what is not the optimizer's own
-
-
-def make_section(package: str, value: Any, where: str, **more: Any) -> Any:
-    """Calls what a section names below `ldm_jax.package` with the section's other entries."""
-    given = section(value, where)
-    return make(package, given.pop("name"), **more, **given)
 
 
 def data(config: ConfigDict) -> dict[str, Any]:
@@ -117,6 +113,11 @@ def view(config: ConfigDict) -> tuple[tuple[int, int], str, bool]:
 
 def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
     """The input pipeline over a source, this process's share of it; `fields` are those that a conditioner reads."""
+    return input_pipeline.batches(of, **reading(config, of, fields, **more))
+
+
+def reading(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> dict[str, Any]:
+    """How a source is read: the options of the input pipeline."""
     options = {k: v for k, v in data(config).items() if k in PIPELINE}
     options |= dict(layout=layout(config))
     if processes.several():
@@ -128,7 +129,7 @@ def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> 
     if isinstance(of, latents.Cached):
         flip = options.get("flip", False)
         options |= dict(show=functools.partial(latents.shown, flip=flip))
-    return input_pipeline.batches(of, **options)
+    return options
 
 
 def validation(config: ConfigDict, **more: Any) -> Any:
@@ -166,10 +167,13 @@ def kept_step(
 ) -> compiled.Kept | None:
     """Starts to load the run's compiled step, if an earlier start kept one.
 
-    It follows from the config without its log and guards, the classes of the data `of`, `more` and the contents of
-    `files`.
+    It follows from the config without its guards and its log (but `log.norms`), the classes of the data `of`, `more`
+    and the contents of `files`.
     """
     said = {k: v for k, v in plain(config).items() if k not in ("log", "guards")}
+    said["norms"] = log_options(config)["norms"]
+    if said["data"].get("buckets"):
+        return None  # there is a step for each of them
     devices = list(mesh.devices.flat)
     return compiled.begin(compiled.digest((said, of.classes, more), files, devices), devices)
 
@@ -188,18 +192,6 @@ def operations(loss: Loss, *shapes: Any) -> int:
     """Those of the loss and its gradient as the model defines them, with nothing computed a second time."""
     with once.every():
         return flops.flops(jax.value_and_grad(loss, has_aux=True), *shapes)
-
-
-def optimizer_of(config: ConfigDict) -> tuple[optax.GradientTransformation, float, int]:
-    """The optimizer, the decay of the moving average, and the micro-batches of a step."""
-    options = section(config.optimizer, "optimizer")
-    extra = {k: options.pop(k) for k in OPTIMIZER if k in options}
-    checked("optimizer", extra, OPTIMIZER)
-    ema, accumulate = float(extra.get("ema", 0.9999)), extra.get("accumulate", 1)
-    if not 0.0 <= ema < 1.0:
-        raise ValueError(f"optimizer.ema = {ema} is no decay; give a number from 0 to below 1")
-    name = f"optimizer.{options.pop('name')}"
-    return make("training", name, steps=config.steps, **options), ema, accumulate
 
 
 def rules_of(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
@@ -222,38 +214,50 @@ def run(
     batches: Callable[[int], Generator[dict[str, np.ndarray]]],
     evaluate: Callable[[Params, Params], loop.Evaluation],
     example: dict[str, np.ndarray],
+    shapes: Sequence[dict[str, np.ndarray]] = (),
+    told: str = "",
     load: Callable[[Any], Params] | None = None,
     kept: compiled.Kept | None = None,
 ) -> loop.Run:
     """A Run; its optimizer, schedule and logging are those of the config. `frozen` lies on the mesh.
 
-    Parameters and loss are gone through by shape, with the fields of `example`, so that what does not fit is known
-    before any compile.
+    Parameters and loss are gone through by shape, with the fields of `example` and of every bucket (`shapes`), so that
+    what does not fit is known before any compile. `told` is what is told of the data.
 
     Raises:
       ValueError: the batch does not divide over the mesh, a rule of the sharding fits no parameter, or shapes that do
         not fit each other.
     """
-    optimizer, ema, accumulate = optimizer_of(config)
+    optimizer, ema, accumulate = updates.optimizer_of(config)
     log, watched = log_options(config), guards_of(config)
     batch = data(config)["batch"]
     sharding.check_batch(batch, mesh, accumulate)
     sharding.check_space(example["x"].shape[1:-1], mesh)
     rules = rules_of(config)
     init = jax.jit(init)  # traced once: here, for the state's shapes, and for the state
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    sharding.layouts(mesh, rules, shapes)
+    params = jax.eval_shape(init, jax.random.key(0))
+    sharding.layouts(mesh, rules, params)
 
-    def of_loss(rows):
-        fields = {
-            k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in example.items()
-        }
+    def of_batch(rows, example):
+        return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in example.items()}
+
+    def of_loss(rows, example):
         held = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
-        return shapes, held, fields, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
+        fields = of_batch(rows, example)
+        return params, held, fields, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
 
     # A step that was kept was gone through when it was made.
     if kept is None or kept.loading is None:
-        jax.eval_shape(loss, *of_loss(batch // accumulate))
+        jax.eval_shape(loss, *of_loss(batch // accumulate, example))
+    for bucket in shapes:
+        h, w = bucket["x"].shape[1:3]
+        try:
+            sharding.check_space((h, w), mesh)
+            jax.eval_shape(loss, *of_loss(batch // accumulate, bucket))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"the bucket {h}x{w} of data.buckets fits neither model nor mesh: {error}"
+            ) from error
     return loop.Run(
         seed=config.seed,
         steps=config.steps,
@@ -276,6 +280,9 @@ def run(
         kept=kept,
         guards=watched,
         batch=batch,
-        operations=functools.partial(operations, loss, *of_loss(batch)),
+        shapes=tuple(of_batch(batch, bucket) for bucket in shapes),
+        told=told,
+        operations=functools.partial(operations, loss, *of_loss(batch, example)),
         wandb=log["wandb"],
+        groups=updates.groups_of(config, params),
     )

@@ -51,6 +51,11 @@ def pictures_of(pipe: Pipeline, images: Sequence[Any], exact: bool) -> Images:
     return np.stack(found).astype(np.float32)
 
 
+def enlarged(pipe: Pipeline, images: Sequence[Any], size: Sequence[int]) -> Images:
+    """Pictures in the model's size, enlarged to another; `space_of` has checked it."""
+    return np.asarray(editing.enlarged(pictures_of(pipe, images, exact=False), size, "cubic"))
+
+
 def small(
     pipe: Pipeline, images: Sequence[Any], sampling: Sampling
 ) -> tuple[Images, tuple[int, ...] | None]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec
-from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, workdir
+from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, updates, workdir
 from ldm_jax.build.sections import section
 from ldm_jax.foresee.study import Program
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -58,10 +58,18 @@ def plan(config: ConfigDict, first_stage: ConfigDict | None = None) -> Plan:
         loss, make_arrays = autoencoder.loss(config)
         trained = jax.eval_shape(partial(autoencoder.init, config), jax.random.key(0))
         return Plan(loss, trained, jax.eval_shape(make_arrays), {"x": picture}, None)
-    coder, arrays = _codec(config, first_stage)
-    provided = dict(config.tokenizer) if "tokenizer" in config else {}
-    provided.pop("kind", None)
-    provided["null"] = (0,) * provided.get("length", 0)  # of whatever numbers
+    try:
+        coder, first_stage = codec_of(config, first_stage)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"codec.run = {config.codec.run!r} holds no run; give the config of the autoencoder: "
+            "--first_stage configs/..."
+        ) from error
+    arrays = {}
+    if first_stage is not None:
+        shapes = jax.eval_shape(partial(autoencoder.init, first_stage), jax.random.key(0))
+        arrays = {"params": shapes["gen"], "scale": _shape(())}
+    provided = words(config)
     of = diffusion.assembled(config, coder, provided)
     trained = jax.eval_shape(partial(diffusion.init, config, of, provided), jax.random.key(0))
     rows = diffusion.example(config, of.fields, provided, diffusion.latent_shape(config, coder))
@@ -71,27 +79,33 @@ def plan(config: ConfigDict, first_stage: ConfigDict | None = None) -> Plan:
     return Plan(loss, trained, arrays, {"x": picture} | fields, of, lambda p, f: (p, f))
 
 
-def _codec(config: ConfigDict, first_stage: ConfigDict | None) -> tuple[codec.Codec, Params]:
+def words(config: ConfigDict) -> dict[str, Any]:
+    """What a conditioner has to know of a tokenizer that is learnt from the data, which are not looked at."""
+    if "tokenizer" not in config:
+        return {}
+    given = config.tokenizer
+    null = (0,) * given.length  # of whatever numbers
+    return {"vocab": given.vocab, "length": given.length, "null": null}
+
+
+def codec_of(
+    config: ConfigDict, first_stage: ConfigDict | None = None
+) -> tuple[codec.Codec, ConfigDict | None]:
+    """The codec, and the config of its autoencoder if it has one: `first_stage`, or that of the run in `codec.run`.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such run, or it is not one of an autoencoder.
+    """
     given = section(config.codec, "codec")
     if given["name"] == "identity":
-        return codec.identity(), {}
+        return codec.identity(), None
     if first_stage is None:
-        try:
-            first_stage = workdir.read_config(given.get("run", ""))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"codec.run = {given.get('run')!r} holds no run; give the config of the autoencoder: "
-                "--first_stage configs/..."
-            ) from error
+        first_stage = workdir.read_config(given.get("run", ""))
     if workdir.check_config(first_stage) != "autoencoder":
         raise ValueError(
             "the first stage is no config of an autoencoder; give one, such as configs/kl_f8.py"
         )
-    shapes = jax.eval_shape(partial(autoencoder.init, first_stage), jax.random.key(0))
-    return codec.autoencoder(autoencoder.model(first_stage)), {
-        "params": shapes["gen"],
-        "scale": _shape(()),
-    }
+    return codec.autoencoder(autoencoder.model(first_stage)), first_stage
 
 
 def _pretrained(config: ConfigDict, picture: Any) -> Plan:
@@ -124,7 +138,7 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
         raise ValueError(
             "an autoencoder has no sampler; give --what train, or the config of a second stage"
         )
-    optimizer, ema, accumulate = parts.optimizer_of(config)
+    optimizer, ema, accumulate = updates.optimizer_of(config)
     sharding.check_batch(rows, mesh, accumulate if what == "train" else 1)
     sharding.check_space(of.fields["x"].shape[:-1], mesh)
     batch = {k: _shape((rows, *v.shape), v.dtype) for k, v in of.fields.items()}
@@ -134,9 +148,10 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
     key = jax.eval_shape(lambda: jax.random.key(0))
     everywhere = sharding.replicated(mesh)
     if what == "train":
-        state = jax.eval_shape(lambda params: step.init_state(params, optimizer), of.trained)
+        state = jax.eval_shape(lambda params: step.init_state(params, optimizer, ema), of.trained)
         layouts = sharding.state_layouts(mesh, rules, state)
-        taken = step.make_train_step(of.loss, optimizer, ema, accumulate)
+        groups = updates.groups_of(config, of.trained)
+        taken = step.make_train_step(of.loss, optimizer, ema, accumulate, groups)
         state = _laid(state, layouts)
 
         def call(params, average, moments, counters, frozen, batch, key):

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import conditioners
-from ldm_jax.build import autoencoder, cached, diffusion, parts, workdir
+from ldm_jax.build import autoencoder, buckets, cached, diffusion, parts, updates, workdir
 from ldm_jax.build.sections import checked, did_you_mean
 from ldm_jax.data import latents
 from ldm_jax.diffusion import process
@@ -191,7 +191,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     stored = start.tensors(of, keeps)
     fields = (*of.model.fields, *states(config, of, source, stored))
     reading = dict(fields=fields, texts=of.texts)
-    batches = parts.batches(config, source, **reading)
+    batches = buckets.batches(config, source, **reading)
     of_codec = {start.CODEC: stored[start.CODEC]}
     trained_on = cached.model(of.model, source, lambda: start.fingerprint(of, of_codec))
     weights = start.tensors(of, trains)
@@ -222,6 +222,8 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         load=load,
         frozen=frozen(config, of, stored, mesh),
         batches=batches.iterate,
+        shapes=buckets.shapes(batches),
+        told=buckets.told(batches),
     )
     workdir.claim(config, source, directory)
     origin = {k: options(config)[k] for k in ("weights", "path")}
@@ -229,8 +231,10 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     return made
 
 
-def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pipeline:
-    mesh = sharding.make_mesh()
+def pipeline(
+    config: ConfigDict, directory: Path, step: int | None = None, ema: str | None = None
+) -> Pipeline:
+    mesh, average = sharding.make_mesh(), updates.average_of(config, ema)
     if not Path(config.init.path).exists():
         raise FileNotFoundError(
             f"the run in {directory} reads what it did not train from {config.init.path}, and there is no such folder "
@@ -241,7 +245,7 @@ def pipeline(config: ConfigDict, directory: Path, step: int | None = None) -> Pi
     check_origin(directory, config, start.fingerprint(of, stored))
     shapes = trained_shapes(config, of)
     layouts = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    params, at = checkpoints.load_ema(directory, shapes, layouts, step)
+    params, at = checkpoints.load_ema(directory, shapes, layouts, step, average)
     rest = frozen(config, of, stored, mesh)
     *size, _ = autoencoder.data_shape(config)
     return Pipeline(

@@ -21,6 +21,7 @@ from ldm_jax.build.sections import (
     section,
 )
 from ldm_jax.diffusion import grids, samplers, solvers, spacings
+from ldm_jax.diffusion.inversion import INVERTIBLE
 from ldm_jax.diffusion.process import Path
 from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
 from ldm_jax.tasks import Sampling, make_sampler
@@ -179,7 +180,7 @@ def sampling(
         warn_of_drop(config)
     if given.get("rescale", 0.0):
         numbers["rescale"] = given["rescale"]
-    walk = solver(given["solver"], of.path)
+    walk, noisy = solver(given["solver"], of.path), adds_noise(given["solver"])
     points = grid(given.get("spacing", "uniform"), of.path, given["steps"])
     about = {k: str(v) for k, v in given.items()}
     return Sampling(
@@ -191,7 +192,8 @@ def sampling(
         how=how,
         numbers=numbers,
         weak=weak,
-        stochastic=adds_noise(given["solver"]),
+        stochastic=noisy,
+        invertible=noisy and section(given["solver"], "sampler.solver")["name"] in INVERTIBLE,
         about=tuple(about.items()),
     )
 

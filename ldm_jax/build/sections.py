@@ -154,3 +154,9 @@ def check_arguments(of: Callable[..., Any], name: str, given: Mapping[str, Any])
     ]
     if missing:
         raise ValueError(f"{name} needs {missing} in its config section")
+
+
+def make_section(package: str, value: Any, where: str, **more: Any) -> Any:
+    """Calls what a section names below `ldm_jax.package` with the section's other entries."""
+    given = section(value, where)
+    return make(package, given.pop("name"), **more, **given)

@@ -3,17 +3,16 @@
 Everything that can be wrong is answered here, before any compile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.build import pictures
+from ldm_jax.build import exchanged, pictures
 from ldm_jax.build.combined import combined
 from ldm_jax.build.sections import did_you_mean
 from ldm_jax.data.examples import HOLE, SEGMENTATION, SMALL
 from ldm_jax.diffusion import editing, inpainting
-from ldm_jax.nn.prompt_to_prompt import alignment
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import NAMES, Sampling, Task
 
@@ -24,20 +23,24 @@ TAKES = {
     "inpaint": ("images*", "masks*", "strength", "repaint"),
     "outpaint": ("images*", "margins*", "strength", "repaint"),
     "edit": ("images*", "source*", "masks", "strength", "limit"),
-    "prompt_to_prompt": ("source*", "cross", "own"),
+    "prompt_to_prompt": ("source*", "cross", "own", "weights"),
     "interpolate": ("frames",),
     "panorama": ("size*",),
     "upscale": ("images*",),
+    "invert": ("images*", "source*", "strength"),
+    "edit_friendly": ("images*", "source*", "strength"),
+    "high_resolution": ("images*", "size*", "strength"),
+    "seamless": (),
     "semantic": ("maps*",),
 }
-FLAGS = dict(
-    images="image", masks="mask", maps="map"
-)  # the flags of `sample.py` that have another name
-STRENGTH = dict(image_to_image=0.6, edit=0.8)
+# The flags of `sample.py` that have another name.
+FLAGS = dict(images="image", masks="mask", maps="map", weights="weight")
+STRENGTH = dict(image_to_image=0.6, edit=0.8, edit_friendly=0.64, high_resolution=0.5)
 LIMIT = 1.5  # of the mask that an edit finds
 CROSS, OWN = 0.8, 0.4  # shares of the steps
 FRAMES = 8
-ONE_PROMPT = ("edit", "prompt_to_prompt", "interpolate")  # tasks that combine no others
+# Tasks that combine no others.
+ONE_PROMPT = ("edit", "invert", "edit_friendly", "prompt_to_prompt", "interpolate")
 
 
 class Asked(NamedTuple):
@@ -70,6 +73,7 @@ def ask(
     own: float | None = None,
     repaint: Sequence[int] | None = None,
     limit: float | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Asked:
     """A task by its name, `n` samples a prompt or label; "a AND b" and "a BLEND b" combine prompts (see `combined`).
 
@@ -81,7 +85,7 @@ def ask(
     on the way from the first prompt and seed to the second; one prompt is for both. `cross` and `own` are the shares of
     the steps for which edited prompts are read where the source's words are, and positions attend to each other as the
     source's do. `repaint` is (jump, times), see `inpainting.repaint`, and `limit` that of `diffedit.binarised`: the
-    lower, the more is changed.
+    lower, the more is changed. `weights` of words of the edited prompts, {word: factor}, make them act more or less.
 
     Raises:
       ValueError: an unknown task ("did you mean"), something missing or not for this task, or inputs that do not fit.
@@ -89,6 +93,7 @@ def ask(
     given = dict(
         images=images, masks=masks, maps=maps, source=source, strength=strength, margins=margins
     ) | dict(size=size, frames=frames, cross=cross, own=own, repaint=repaint, limit=limit)
+    given |= dict(weights=weights or None)
     given = {k: v for k, v in given.items() if v is not None and (np.isscalar(v) or len(v))}
     _check_task(task, given, sampling)
     _check_model(pipe, task)
@@ -125,6 +130,9 @@ def ask(
     if task == "upscale":
         found, space = pictures.small(pipe, images, sampling)
         beside = {SMALL: np.stack(each(found, "images"))}
+    elif task == "high_resolution":
+        space = pictures.space_of(pipe, tuple(size))
+        rows["x"] = np.stack(each(pictures.enlarged(pipe, images, size), "images"))
     elif task == "semantic":
         found, space = pictures.maps(pipe, maps)
         beside = {SEGMENTATION: np.stack(each(found, "maps"))}
@@ -139,7 +147,7 @@ def ask(
         rows["x"] = np.stack(each(found, "images"))
     if "masks" in given:
         rows["mask"] = np.stack(each(pictures.masks(pipe, masks), "masks"))
-    if "size" in given:
+    if task == "panorama":
         space = pictures.space_of(pipe, tuple(size))
     if "source" in given:
         sources = each(source, "source prompts")
@@ -153,8 +161,9 @@ def ask(
         rows |= {"others": tuple(others), "weights": parts.weights.repeat(n, axis=0)}
     if task == "prompt_to_prompt":
         shares = dict(cross=CROSS if cross is None else cross, own=OWN if own is None else own)
-        rows |= _exchange(pipe, rows["source"], batch)
-        taken = {name: _share(name, share, steps) for name, share in shares.items()}
+        weigh = exchanged.weighed(pipe, each_part[0], weights or {})
+        rows |= exchanged.rows(pipe, rows["source"], batch, weigh)
+        taken = {name: exchanged.steps_of(name, share, steps) for name, share in shares.items()}
     if sampling.heatmaps and space is not None:
         raise ValueError("heat maps are of pictures of the model's size; leave them or size out")
     seeds = [seed + i for i in range(count)]
@@ -196,6 +205,14 @@ def _check_task(task: str, given: dict[str, Any], sampling: Sampling) -> None:
             raise ValueError(f"the task {task} needs --{FLAGS.get(name, name)}")
     if task in ("interpolate", "prompt_to_prompt") and sampling.heatmaps:
         raise ValueError(f"there are no heat maps of the task {task}, which mixes two prompts")
+    if task == "invert" and sampling.stochastic:
+        raise ValueError(
+            "invert finds the noise that a picture is made from, and this solver adds more; use --solver ddim"
+        )
+    if task == "edit_friendly" and not sampling.invertible:
+        raise ValueError(
+            "edit_friendly finds the noises of a solver that adds them at the end of its steps; use --solver ddpm"
+        )
     if task == "prompt_to_prompt" and (sampling.how.two_passes or sampling.how.name != "cfg"):
         raise ValueError(
             "prompt_to_prompt needs the guidance cfg in one batch; leave name and two_passes out"
@@ -219,7 +236,7 @@ def _check_combined(how: str | None, task: str, sampling: Sampling) -> None:
 
 
 def _check_model(pipe: Pipeline, task: str) -> None:
-    if task in ("edit", "prompt_to_prompt") and not pipe.texts:
+    if "source*" in TAKES[task] and not pipe.texts:
         raise ValueError(f"the task {task} follows prompts, and this model reads none")
     if task == "upscale" and SMALL not in pipe.model.fields:
         raise ValueError(
@@ -244,22 +261,6 @@ def _spread(values: list[Any], many: int, what: str) -> list[Any]:
             f"{len(values)} {what} do not fit {many} samples; give one for each, or one"
         )
     return values
-
-
-def _share(name: str, share: float, steps: int) -> np.integer:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name}={share} must be in [0, 1]; it is a share of the steps")
-    return np.int32(round(share * steps))
-
-
-def _exchange(
-    pipe: Pipeline, sources: dict[str, np.ndarray], edited: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """How the tokens of the two prompts belong together, by the first tokenizer."""
-    name = next(iter(pipe.texts))
-    pairs = zip(np.asarray(sources[name]).tolist(), np.asarray(edited[name]).tolist(), strict=True)
-    align, share = (np.stack(a) for a in zip(*(alignment(*pair) for pair in pairs), strict=True))
-    return dict(align=align, share=share, weigh=np.ones(share.shape, np.float32))
 
 
 def _interpolate(

@@ -3,18 +3,15 @@
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ldm_jax import codec
-from ldm_jax.build import autoencoder, diffusion, workdir
-from ldm_jax.build.sections import section
+from ldm_jax.build import autoencoder, diffusion, plan, workdir
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.training import sharding
-from ldm_jax.types import Batch, Params
+from ldm_jax.types import Batch
 
 
 def pipeline(path: str | Path) -> Pipeline:
@@ -29,8 +26,11 @@ def pipeline(path: str | Path) -> Pipeline:
         raise ValueError(
             f"{path} is no config of a diffusion model of its own; of pretrained weights give the folder itself"
         )
-    coder, arrays = _codec(config)
-    provided = _words(config)
+    coder, first_stage = plan.codec_of(config)
+    provided, arrays = plan.words(config), {}
+    if first_stage is not None:
+        drawn = jax.jit(functools.partial(autoencoder.init, first_stage))(jax.random.key(1))
+        arrays = {"params": drawn["gen"], "scale": jnp.ones(())}
     of = diffusion.assembled(config, coder, provided)
     init = functools.partial(diffusion.init, config, of, provided)
     return Pipeline(
@@ -47,7 +47,7 @@ def pipeline(path: str | Path) -> Pipeline:
 def conditions(path: str | Path, of: Pipeline) -> Batch:
     """A batch of one, of zeros, of what the model of a config file, or of a run, is conditioned on."""
     config = read(path) if Path(path).is_file() else workdir.read_config(path)
-    made = diffusion.example(config, of.model.fields, _words(config), of.shape)
+    made = diffusion.example(config, of.model.fields, plan.words(config), of.shape)
     return made or {"_": jnp.zeros(1, jnp.int32)}
 
 
@@ -66,19 +66,3 @@ def read(path: str | Path) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} has no function get_config; give a file such as configs/demo.py")
     return module.get_config()
-
-
-def _words(config: ConfigDict) -> dict[str, Any]:
-    """What is known of a tokenizer that is learnt from the data, which are not looked at."""
-    if "tokenizer" not in config:
-        return {}
-    return {"vocab": config.tokenizer.vocab, "length": config.tokenizer.length, "null": ()}
-
-
-def _codec(config: ConfigDict) -> tuple[codec.Codec, Params]:
-    given: dict[str, Any] = section(config.codec, "codec")
-    if given["name"] == "identity":
-        return codec.identity(), {}
-    theirs = workdir.read_config(given.get("run", ""))
-    params = jax.jit(functools.partial(autoencoder.init, theirs))(jax.random.key(1))["gen"]
-    return codec.autoencoder(autoencoder.model(theirs)), {"params": params, "scale": jnp.ones(())}

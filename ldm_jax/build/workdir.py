@@ -15,16 +15,18 @@ from ldm_jax.training import processes
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
 COMMON |= {"guards"}
 KINDS = {
-    "autoencoder": COMMON | {"discriminator", "perceptual"},
+    "autoencoder": COMMON | {"discriminator", "perceptual", "codebook", "start"},
     "diffusion": COMMON
     | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
 }
-OPTIONAL = {"discriminator", "perceptual", "tokenizer", "conditioner", "init", "guards"}
+OPTIONAL = {"discriminator", "perceptual", "codebook", "start", "guards"}
+OPTIONAL |= {"tokenizer", "conditioner", "init"}
 PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
-# Which checkpoints stay beside the last ones, which of an evaluation's metrics says what is best, and who else is told.
-TOLD = dict(keep_every=0, keep_best=0, metric="", goal="min", wandb="")
+# Which checkpoints stay beside the last ones, which of an evaluation's metrics says what is best, who else is told,
+# and of which groups of layers the gradient's norm is.
+TOLD = dict(keep_every=0, keep_best=0, metric="", goal="min", wandb="", norms=False)
 GUARDS = dict(rollbacks=0, spike=0.0, hang=0.0, patience=0)  # 0: off
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
@@ -153,7 +155,8 @@ def check_config(config: ConfigDict) -> str:
     if missing:
         raise ValueError(f"the config lacks the sections {missing}")
     checked("config", {k: given[k] for k in NUMBERS}, NUMBERS)
-    log = checked("log", given["log"], {k: type(v) for k, v in (LOG | TOLD).items()})
+    types = {k: type(v) for k, v in (LOG | TOLD).items()}
+    log = checked("log", given["log"], types | dict(norms=bool | tuple))
     if log.get("wandb") and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             "log.wandb needs the package wandb: pip install 'ldm_jax[wandb]', or leave it out"

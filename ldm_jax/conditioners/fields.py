@@ -28,6 +28,7 @@ class Label(nn.Module):
     into: str = "tokens"  # one token for cross-attention, or "vector"
     field: str = "label"
     dtype: Any = jnp.float32
+    embedding_std: float = 1.0  # with which the table starts
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ class Label(nn.Module):
         embed = nn.Embed(
             self.classes + 1,
             self.width,
-            embedding_init=nn.initializers.normal(1.0),
+            embedding_init=nn.initializers.normal(self.embedding_std),
             dtype=self.dtype,
             name="embedding",
         )

@@ -13,6 +13,7 @@ numbers) become fields of the records, a column "label" the label.
 """
 
 import collections
+import concurrent.futures
 import csv
 import hashlib
 import json
@@ -22,9 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from ldm_jax.data import transforms
 from ldm_jax.data.examples import captions_of
 
+THREADS = 16  # that read headers
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 CONVENTIONS = ("metadata.jsonl", "metadata.csv", "txt", "classes", "none")
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
@@ -57,6 +62,12 @@ class Folder:
 
     def name_of(self, index: int) -> str:
         return str(Path(self.root, self.files[index]))
+
+    def sizes(self) -> Int[np.ndarray, "n 2"]:
+        """(h, w) of every picture, by its header; (0, 0) of one that cannot be read. Takes 0.1 ms a picture."""
+        paths = (Path(self.root, name) for name in self.files)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            return np.array(list(pool.map(transforms.size_of, paths)), np.int64)
 
     def captions(self) -> Iterator[str]:
         return (text for row in self.rows if "caption" in row for text in captions_of(row))

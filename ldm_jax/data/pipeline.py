@@ -103,12 +103,7 @@ class Batches:
         Raises:
           ValueError: more records than `max_bad_rate` cannot be read.
         """
-        bad = BadRecords(self.source, self.max_bad_rate) if bad is None else bad
-        of = grain.MapDataset.source(self)[start_step:]
-        with contextlib.closing(ahead(of, self.workers, self.prefetch, self.prefetch)) as steps:
-            for out in steps:
-                bad.add(out.pop("_bad"))
-                yield out
+        return iterate(self, start_step, bad)
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """The raw records of a step, those that replace unreadable ones included."""
@@ -132,8 +127,8 @@ class Batches:
         share = self.batch // self.process_count
         first = step * self.batch + self.process_index * share
         order = grain.MapDataset.range(len(self.source))
-        if self.shuffle:  # grain adds the epoch to its seed; hashed, seed 1 is not seed 0 later on
-            order = order.shuffle(seed=int(np.random.SeedSequence(self.seed).generate_state(1)[0]))
+        if self.shuffle:
+            order = order.shuffle(seed=seed_of(self.seed))
         return [self._example(int(order[p]), p) for p in range(first, first + share)]
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
@@ -142,6 +137,23 @@ class Batches:
 
         at, example = readable(self.source, index, shown)
         return example | {"index": at, "_bad": -1 if at == index else index}
+
+
+def iterate(
+    of: Any, start_step: int, bad: "BadRecords | None" = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `of`, a `Batches` or what is like one, as `Batches.iterate` has them."""
+    bad = BadRecords(of.source, of.max_bad_rate) if bad is None else bad
+    steps = grain.MapDataset.source(of)[start_step:]
+    with contextlib.closing(ahead(steps, of.workers, of.prefetch, of.prefetch)) as batches_:
+        for out in batches_:
+            bad.add(out.pop("_bad"))
+            yield out
+
+
+def seed_of(seed: int | Sequence[int]) -> int:
+    """A seed for grain, which adds the epoch to it; hashed, seed 1 is not seed 0 later on."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def ahead(of: grain.MapDataset, workers: int, prefetch: int, threads: int) -> Iterator[Any]:

@@ -10,6 +10,7 @@ makes of hostile bytes becomes `BadImage`.
 """
 
 import io
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,19 @@ def decode_sized(
         raise
     except Exception as error:  # decoders of hostile bytes raise anything, even KeyError
         raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def size_of(path: str | os.PathLike) -> tuple[int, int]:
+    """(h, w) of the picture in a file as `decode` shows it, by its header alone; (0, 0) if there is none to read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            # Pillow decodes a PNG to look for what it would have told already, and turns a TIFF itself.
+            told = "exif" in image.info
+            turned = told and image.getexif().get(_ORIENTATION, 1) in _ON_THE_SIDE
+    except Exception:  # as in decode_sized
+        return 0, 0
+    return (width, height) if turned else (height, width)
 
 
 def decode_labels(data: Any, *, max_pixels: int = MAX_PIXELS) -> Int[np.ndarray, "h w"]:

@@ -52,7 +52,7 @@ def sag(
             twice = jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t])
             both, attention = look(*twice, conditions.join((cond, null), len(x_t)))
             positive, base = (
-                Prediction(*half) for half in zip(*(jnp.split(f, 2) for f in both), strict=True)
+                jax.tree.map(lambda part: jnp.split(part, 2)[i], both) for i in range(2)
             )
             w = jnp.asarray(guidance, x_t.dtype)
             out, attention = combine((w, 1 - w), (positive, base)), jnp.split(attention, 2)[1]

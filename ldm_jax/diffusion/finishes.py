@@ -35,7 +35,8 @@ Finish = Callable[[Parts], Prediction]
 
 def with_x0(path: Path, x_t: Data, t: Times, old: Prediction, x0: Data) -> Prediction:
     """Another x0, and the eps that explains x_t with it; the old one to the bit if x0 is the old one."""
-    return Prediction(x0, old.eps + over(path.alpha(t) / path.sigma(t), x_t) * (old.x0 - x0))
+    eps = old.eps + over(path.alpha(t) / path.sigma(t), x_t) * (old.x0 - x0)
+    return old.replace(x0=x0, eps=eps)
 
 
 def with_eps(path: Path, x_t: Data, t: Times, old: Prediction, eps: Data) -> Prediction:
@@ -44,7 +45,7 @@ def with_eps(path: Path, x_t: Data, t: Times, old: Prediction, eps: Data) -> Pre
     some = over(alpha > 0, x_t)
     ratio = over(path.sigma(t) / jnp.where(alpha > 0, alpha, 1), x_t)
     x0 = old.x0 + jnp.where(some, ratio * (old.eps - eps), 0)
-    return Prediction(x0, jnp.where(some, eps, old.eps))
+    return old.replace(x0=x0, eps=jnp.where(some, eps, old.eps))
 
 
 def _axes(x):
@@ -145,7 +146,8 @@ def zero_star(path: Path) -> Finish:
         s = (v * null).sum(_axes(v), keepdims=True) / norm
         change = (1 - over(parts.scale, x_t)) * (s - 1) * null
         d = alpha * b - sigma * a
-        return Prediction(parts.out.x0 - sigma / d * change, parts.out.eps + alpha / d * change)
+        x0, eps = parts.out
+        return parts.out.replace(x0=x0 - sigma / d * change, eps=eps + alpha / d * change)
 
     return finish
 
@@ -157,6 +159,7 @@ def further(weak: Denoiser, scale: ArrayLike) -> Finish:
         worse = weak(parts.x_t, parts.t, parts.cond)
         s = _per_sample(scale, parts.x_t)
         triples = zip(parts.out, parts.positive, worse, strict=True)
-        return Prediction(*(out + s * (p - w) for out, p, w in triples))
+        x0, eps = (out + s * (p - w) for out, p, w in triples)
+        return parts.out.replace(x0=x0, eps=eps)
 
     return finish

@@ -33,15 +33,17 @@ def each(
     every = conditions.join(conds, b)
     if batched:
         out = denoise(jnp.concatenate([x_t] * k), jnp.concatenate([t] * k), every)
-        out = [jnp.split(part, k) for part in out]
-    else:
-        turns = jax.tree.map(lambda a: a.reshape(k, b, *a.shape[1:]), every)
-        out = [list(part) for part in lax.map(lambda cond: denoise(x_t, t, cond), turns)]
-    return [Prediction(*parts) for parts in zip(*out, strict=True)]
+        return [jax.tree.map(lambda part: jnp.split(part, k)[i], out) for i in range(k)]
+    turns = jax.tree.map(lambda a: a.reshape(k, b, *a.shape[1:]), every)
+    out = lax.map(lambda cond: denoise(x_t, t, cond), turns)
+    return [jax.tree.map(lambda part: part[i], out) for i in range(k)]
 
 
 def combine(weights: Sequence[ArrayLike], predictions: Sequence[Prediction]) -> Prediction:
-    """The weighted sum, in order; with weights that sum to one it explains x_t as its parts do."""
+    """The weighted sum, in order; with weights that sum to one it explains x_t as its parts do.
+
+    A learned variance is that of the first of them, as Peebles & Xie 2023 have it.
+    """
 
     def summed(*parts):
         first, *rest = (
@@ -51,7 +53,7 @@ def combine(weights: Sequence[ArrayLike], predictions: Sequence[Prediction]) -> 
             first = first + more
         return first
 
-    return Prediction(*map(summed, *predictions))
+    return Prediction(*map(summed, *predictions), spread=predictions[0].spread)
 
 
 def cfg(
@@ -201,8 +203,11 @@ def interval(guided: Denoiser, plain: Denoiser, lo: ArrayLike, hi: ArrayLike) ->
         inside = (t > lo) & (t <= hi)
 
         def mixed():
-            pairs = zip(guided(x_t, t, cond), plain(x_t, t, cond), strict=True)
-            return Prediction(*(jnp.where(over(inside, x_t), g, p) for g, p in pairs))
+            return jax.tree.map(
+                lambda g, p: jnp.where(over(inside, x_t), g, p),
+                guided(x_t, t, cond),
+                plain(x_t, t, cond),
+            )
 
         def some():
             return lax.cond(jnp.all(inside), lambda: guided(x_t, t, cond), mixed)

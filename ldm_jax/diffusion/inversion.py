@@ -90,6 +90,9 @@ def invert(
     return x_T, jnp.concatenate([x_T[None], way[::-1]])
 
 
+INVERTIBLE = ("ddpm", "ddim")  # solvers that `edit_friendly` takes, where they add noise
+
+
 class Inverted(NamedTuple):
     """What takes a stochastic solver to given data: `sample(denoise, solver, points, x_T, noises, cond)[0] + rest`."""
 
@@ -103,8 +106,8 @@ def edit_friendly(
 ) -> Inverted:
     """The noises that lead a solver through independently noised data (Huberman-Spiegelglas et al. 2024, Algorithm 1).
 
-    `solver` adds noise at the end of its steps: ddpm, or ddim with eta > 0. Edits are made by another condition, and
-    begin later to keep more: walk from x at a later level with the noises from there (`editing.cut`).
+    `solver` adds noise at the end of its steps: one of `INVERTIBLE`, ddim with eta > 0. Edits are made by another
+    condition, and begin later to keep more: walk from x at a later level with the noises from there (`editing.cut`).
     """
     given = jnp.issubdtype(rng.dtype, jnp.floating)
     if given:  # of every level, the noisy end first

@@ -119,14 +119,34 @@ def make_denoiser(network: Network, path: Path, target: Target) -> Denoiser:
     check(path, target)
 
     def denoise(x_t: Data, t: Times, cond: Cond) -> Prediction:
-        alpha, sigma = over(path.alpha(t), x_t), over(path.sigma(t), x_t)
-        a, b = (over(c, x_t) for c in target.row(path, t))
         f = network(over(target.c_in(path, t), x_t) * x_t, target.c_time(path, t), cond)
-        f = f.astype(t.dtype)
-        d = alpha * b - sigma * a
-        return Prediction(x0=(b * x_t - sigma * f) / d, eps=(alpha * f - a * x_t) / d)
+        f, spread = parted(f.astype(t.dtype), x_t)
+        return prediction(path, target, x_t, f, t).replace(spread=spread)
 
     return denoise
+
+
+def prediction(path: Path, target: Target, x_t: Data, f: Data, t: Times) -> Prediction:
+    """x0 and eps of F: the 2x2 system above."""
+    alpha, sigma = over(path.alpha(t), x_t), over(path.sigma(t), x_t)
+    a, b = (over(c, x_t) for c in target.row(path, t))
+    d = alpha * b - sigma * a
+    return Prediction(x0=(b * x_t - sigma * f) / d, eps=(alpha * f - a * x_t) / d)
+
+
+def parted(output: Array, x_t: Data) -> tuple[Data, Data | None]:
+    """F, and where the network has twice the channels of x_t the rest, which tells a variance (`learned`).
+
+    Raises:
+      ValueError: another number of channels.
+    """
+    c = x_t.shape[-1]
+    if output.shape[-1] not in (c, 2 * c):
+        raise ValueError(
+            f"the network gives {output.shape[-1]} channels for data of {c}; expected as many, or twice as many with "
+            "a learned variance"
+        )
+    return output[..., :c], output[..., c:] if output.shape[-1] > c else None
 
 
 def add_noise(path: Path, x0: Data, eps: Data, t: Times) -> Data:

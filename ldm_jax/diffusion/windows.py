@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ldm_jax import tiles
 from ldm_jax.tiles import PerAxis
-from ldm_jax.types import Cond, Denoiser, Prediction
+from ldm_jax.types import Cond, Denoiser
 
 
 def windows(
@@ -41,8 +41,8 @@ def windows(
 
         zero = (jnp.zeros((), jnp.int32),) * len(tiling)
         found = jax.eval_shape(lambda: at(zero, zero[0]))
-        whole = [jnp.zeros(x_t.shape, part.dtype) for part in found]
-        return tiles.blend(at, tiling, Prediction(*whole))
+        whole = jax.tree.map(lambda part: jnp.zeros(x_t.shape, part.dtype), found)
+        return tiles.blend(at, tiling, whole)
 
     return windowed
 

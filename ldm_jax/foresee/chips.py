@@ -1,7 +1,8 @@
 """What TPUs can do, by their makers' tables, and the topologies of them that can be compiled for without one.
 
 Source: docs.cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x}, "System architecture", read in 2026. The bandwidth of
-the interconnect is one way, half of the "bidirectional" figure there; for v4, 2400 Gbit/s of the older tables.
+the interconnect is one way, half of the "bidirectional" figure there; for v4, 2400 Gbit/s of the older tables. Of
+GPUs the rate alone is here, for runs on them.
 """
 
 import importlib.util
@@ -36,6 +37,23 @@ CHIPS = {
     "v6e": Chip(32 * GIB, 918e12, 1638 * GB, 400 * GB),
     "tpu7x": Chip(192 * GIB, 2307e12, 7380 * GB, 600 * GB, devices=2),
 }
+# What jax calls their devices: the beginning of the name.
+NAMES = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+# Dense bfloat16 operations a second of GPUs, from their maker's data sheets, likewise.
+GPU_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
 # Of what libtpu 0.0.51 knows: whole slices as they are rented.
 SHAPES = {
     "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
@@ -47,6 +65,13 @@ SHAPES = {
 GPUS = ("gpu", "cuda", "rocm", "a100", "h100", "h200", "b200", "gb200", "l4", "v100", "mi300")
 # libtpu would look for a TPU and for the machine that it is in.
 WITHOUT_TPU = dict(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+
+
+def peak(kind: str) -> float | None:
+    """Operations a second of a device that jax calls so; None if we do not know it (a CPU)."""
+    known = {name: CHIPS[chip].of_device().flops for name, chip in NAMES.items()} | GPU_FLOPS
+    names = [name for name in known if kind.startswith(name)]
+    return known[max(names, key=len)] if names else None
 
 
 def named(topology: str) -> Chip:

@@ -3,24 +3,21 @@
     %all-reduce.7 = (f32[3,3,192,192]{...}, f32[192]{...}) all-reduce(...), replica_groups=...
 
 is one all-reduce of both arrays. Where an operation is cut into a start and a done, the start counts; where a fusion is
-named all-reduce-scatter, what it does is a reduce-scatter. An operation within a loop counts once.
+named all-reduce-scatter, what it does is a reduce-scatter; within a loop it counts in each turn.
 """
 
 import math
 import re
 from typing import NamedTuple
 
+from ldm_jax.foresee import text as program_text
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # How often the bytes of a result leave a chip, in a ring of many: an all-reduce gathers after it has scattered.
 TRIPS = {"all-reduce": 2.0}
-_OPERATION = re.compile(
-    rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.MULTILINE
-)
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$", re.MULTILINE)
 # The size of a group of chips, as XLA writes it: [groups,size], {{one,group},...}, or axes of a mesh by their names.
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[(.*?)\].*?\{(.*?)\})")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
-_ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\]")
 
 
 class Collective(NamedTuple):
@@ -30,20 +27,19 @@ class Collective(NamedTuple):
 
 def read(text: str) -> list[Collective]:
     """The collective operations of a compiled program, largest first."""
-    starts = [(m.start(), m[1]) for m in _COMPUTATION.finditer(text)]
     found = []
-    for match in _OPERATION.finditer(text):
-        shape, kind, begun, rest = match.groups()
-        sizes = [_bytes(*array) for array in _ARRAY.findall(shape)]
-        if begun and kind in ("all-gather", "collective-permute"):
-            sizes = (
-                sizes[len(sizes) // 2 :] if kind == "all-gather" else sizes[1:2]
-            )  # not what went in
-        within = next((name for at, name in reversed(starts) if at < match.start()), "")
-        size = sum(sizes) * (_group(rest) if kind == "reduce-scatter" else 1)
+    for one, times, within in program_text.running(text, fused=True):
+        kind = one.kind.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        sizes = program_text.arrays(one.shape)
+        if one.kind.endswith("-start") and kind in ("all-gather", "collective-permute"):
+            # Not what went in.
+            sizes = sizes[len(sizes) // 2 :] if kind == "all-gather" else sizes[1:2]
+        size = sum(sizes) * (_group(one.rest) if kind == "reduce-scatter" else 1)
         if kind == "all-reduce" and "all-reduce-scatter" in within:
             kind = "reduce-scatter"
-        found.append(Collective(kind, size))
+        found += [Collective(kind, size)] * times
     return sorted(found, key=lambda c: -c.size)
 
 
@@ -58,11 +54,6 @@ def _group(rest: str) -> int:
         return groups[2].count(",") + 1
     sizes = dict(_AXIS.findall(groups[3]))
     return math.prod(int(sizes[name.strip().strip("'")]) for name in groups[4].split(","))
-
-
-def _bytes(dtype: str, shape: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8
 
 
 def moved(found: list[Collective]) -> float:

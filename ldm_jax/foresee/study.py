@@ -5,6 +5,7 @@ with HBM, or its traffic with other chips, whichever is longest; a real step ove
 model FLOP utilisation (Chowdhery et al. 2022) counts what the model needs and not what `remat` computes again.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,10 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ldm_jax.foresee import collectives
+from ldm_jax.foresee import collectives, text
 from ldm_jax.foresee.chips import Chip
-
-LOOPS = 1.2  # XLA counts a loop's body once: so much below our own count it has left turns out
 
 
 class Program(NamedTuple):
@@ -30,7 +29,18 @@ class Program(NamedTuple):
 
 
 class DoesNotFit(RuntimeError):
-    """The compiler found that a program needs more memory than a chip has."""
+    """The compiler found that a program needs more memory than a chip has: `needed` bytes, 0 where it does not tell."""
+
+    def __init__(self, message: str, needed: float = 0.0):
+        super().__init__(message)
+        self.needed = needed
+
+
+class Spent(NamedTuple):
+    """Seconds that a compilation took."""
+
+    wall: float
+    cpu: float  # of all threads together
 
 
 def on_device(arrays: Any) -> int:
@@ -44,13 +54,13 @@ def on_device(arrays: Any) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(arrays))
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[Any, float]:
-    """The executable, and how many seconds it took to lower and compile.
+def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Spent]:
+    """The executable, and what it took to trace, lower and compile.
 
     Raises:
       DoesNotFit: it needs more memory than the chips have.
     """
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     # Not `jax.set_mesh`: numbers that are computed while tracing would be asked of devices that are not there.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jitted = jax.jit(
@@ -63,27 +73,41 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Any, float]:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if "Used " in line]
-            raise DoesNotFit((lines or str(error).splitlines())[0]) from error
-    return made, time.perf_counter() - began
+            message = (lines or str(error).splitlines())[0]
+            raise DoesNotFit(message, _needed(message)) from error
+    return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+
+
+def _needed(message: str) -> float:
+    """Bytes of "Used 17.23G of 15.75G hbm"."""
+    told = re.search(r"Used ([\d.]+)([KMGT]?)", message)
+    return float(told[1]) * 1024.0 ** " KMGT".index(told[2] or " ") if told else 0.0
 
 
 def study(
-    made: Any, program: Program, mesh: Mesh, chip: Chip, model_flops: int, executed_flops: int
+    made: Any,
+    program: Program,
+    mesh: Mesh,
+    chip: Chip,
+    model_flops: int,
+    executed_flops: int,
+    foreseen: Mapping[str, float],
 ) -> dict[str, Any]:
     """Figures of a compiled program; sizes, operations and times are of one device.
 
-    `model_flops` and `executed_flops` are our own counts of the whole program, without and with what is computed again.
+    `model_flops` and `executed_flops` are our own counts of the whole program, without and with what is computed again;
+    `foreseen` says what memory was expected, in bytes by kind.
     """
     device, count = chip.of_device(), mesh.size
     memory, cost = made.memory_analysis(), made.cost_analysis()
     kept = {name: on_device(arrays) for name, arrays in program.inputs.items()}
     own, done = model_flops / count, executed_flops / count
     xla_flops, xla_bytes = float(cost["flops"]), float(cost["bytes accessed"])
-    turns = max(done / xla_flops, 1.0) if done > LOOPS * xla_flops else 1.0
-    found = collectives.read(made.as_text())
+    program_text = made.as_text()
+    found, moved = collectives.read(program_text), text.traffic(program_text)
     times = {
         "compute": done / device.flops,
-        "memory": xla_bytes * turns / device.bandwidth,
+        "memory": moved / device.bandwidth,
         "links": collectives.moved(found) / device.links,
     }
     step = max(times.values())
@@ -99,11 +123,12 @@ def study(
             "output": memory.output_size_in_bytes,
             "peak": memory.peak_memory_in_bytes,
             "of": device.memory,
+            "foreseen": dict(foreseen),
         },
         "flops": {"model": own, "executed": done, "xla": xla_flops, "peak_rate": device.flops},
-        "bytes": {"xla": xla_bytes, "loop_turns": turns},
+        "bytes": {"hbm": moved, "xla": xla_bytes},
         "intensity": {
-            "program": done / (xla_bytes * turns),
+            "program": done / moved,
             "chip": device.flops / device.bandwidth,
         },
         "collectives": collectives.summary(found),
@@ -120,6 +145,7 @@ def told(figures: Mapping[str, Any]) -> str:
     lines = [
         f"{figures['batch_per_device']:g} row(s) of the batch on each of {figures['devices']} devices",
         f"memory of a device: {_mib(memory['peak'])} at the peak, of {_mib(memory['of'])}",
+        f"  {_mib(sum(memory['foreseen'].values()))}  foreseen",
     ]
     inputs = sum(memory["inputs"].values())
     lines += [f"  {_mib(size)}  {name}" for name, size in memory["inputs"].items()]
@@ -129,8 +155,8 @@ def told(figures: Mapping[str, Any]) -> str:
         f"  {_mib(memory['code'])}  code",
         f"TFLOP: {flops['model'] / 1e12:.4f} of the model, {flops['executed'] / 1e12:.4f} executed, "
         f"{flops['xla'] / 1e12:.4f} by XLA",
-        f"bytes to and from HBM: {figures['bytes']['xla'] / 1e9:.2f} GB"
-        + (f", {turns:.1f} times" if (turns := figures["bytes"]["loop_turns"]) > 1 else ""),
+        f"bytes to and from HBM: {figures['bytes']['hbm'] / 1e9:.2f} GB "
+        f"({figures['bytes']['xla'] / 1e9:.2f} by XLA, which counts what stays in the chip too)",
         f"intensity: {figures['intensity']['program']:.0f} FLOP a byte; the chip's own is "
         f"{figures['intensity']['chip']:.0f}",
     ]
@@ -149,14 +175,3 @@ def told(figures: Mapping[str, Any]) -> str:
 
 def _mib(size: int | float) -> str:
     return f"{size / 2**20:10,.2f} MiB"
-
-
-def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest whole number that fits, if all below it do: doubled from `start`, then halved between; 0 if none."""
-    low, high = 0, max(start, 1)
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
         cli.nothing_more(argv, "the prompts are those of this file and of the data")
         cli.required(WORKDIR)
         from ldm_jax import media
+        from ldm_jax.gallery.more import MORE
         from ldm_jax.gallery.parts import PARTS
         from ldm_jax.gallery.scene import scene
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
         "rule-based reader of `metrics/shape_reader.py`; tasks that begin with a picture are given real ones of the "
         "validation split, in which one object is to have another colour or another shape. Commands show the flags.\n"
     ]
-    for part in (make(of) for make in PARTS):
+    for part in (make(of) for make in PARTS + MORE):
         sheet = part.images
         if part.columns:
             sheet = media.grid(part.images, columns=part.columns, captions=part.captions, scale=3)

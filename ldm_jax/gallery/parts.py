@@ -51,7 +51,7 @@ def text(of: Scene) -> Part:
 
 
 def film(of: Scene) -> Part:
-    drawn = of.draw(shown=dict(film=True), prompts=PROMPTS[2:4])
+    drawn = of.draw(how=dict(film=True), prompts=PROMPTS[2:4])
     steps = list(drawn.film.swapaxes(0, 1))
     change = np.abs(drawn.film[-1] - drawn.x).max()
     words = (
@@ -64,7 +64,7 @@ def film(of: Scene) -> Part:
 
 
 def words(of: Scene) -> Part:
-    drawn = of.draw(shown=dict(heatmaps=True), prompts=of.source)
+    drawn = of.draw(how=dict(heatmaps=True), prompts=of.source)
     shares = {"colour": [], "shape": []}
     for image, maps, caption in zip(media.to_uint8(drawn.x), drawn.maps, of.source, strict=True):
         found, told = shape_reader.read(image, of.shapes), of.pipe.words(caption)
@@ -77,7 +77,7 @@ def words(of: Scene) -> Part:
                 shares["colour"].append(changes.inside(heats[i], box))
                 shares["shape"].append(changes.inside(heats[i + 1], box))
     colour, shape = (np.array(shares[k]).mean(0) for k in ("colour", "shape"))
-    drawn = of.draw(shown=dict(heatmaps=True), prompts=WORDS)
+    drawn = of.draw(how=dict(heatmaps=True), prompts=WORDS)
     sheets = [
         heatmaps.sheet(*pair, of.pipe.words(caption))
         for *pair, caption in zip(media.to_uint8(drawn.x), drawn.maps, WORDS, strict=True)

@@ -25,9 +25,9 @@ class Scene(NamedTuple):
     swaps: list[Any]  # ... and with what, see `metrics.changes`
     every: Any  # all pictures of `captions`
 
-    def draw(self, task: str = "text", shown: dict[str, bool] | None = None, **given: Any) -> Any:
-        """All samples of a task as one `Drawn`."""
-        how = build.sampling(self.workdir, self.pipe, **self.options, **(shown or {}))
+    def draw(self, task: str = "text", how: dict[str, Any] | None = None, **given: Any) -> Any:
+        """All samples of a task as one `Drawn`; `how` overrides the options of sampling."""
+        how = build.sampling(self.workdir, self.pipe, **self.options | (how or {}))
         batch, seeds, made, _ = build.ask(self.pipe, how, task, **given)
         parts = list(self.pipe.drawer(how)(batch, seeds, task=made))
         found = {}

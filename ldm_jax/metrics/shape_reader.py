@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from ldm_jax.data.shapes.vocabulary import COLOURS, SHAPES
-from ldm_jax.metrics.caption_reader import Claims, parse
+from ldm_jax.metrics.caption_reader import Claim, Claims, parse
 
 LEAST_AREA = 0.01  # of the picture: smaller patches are specks
 LEAST_OVERLAP = 0.6  # of the best template: what fits worse has no shape
@@ -262,6 +262,12 @@ def matches(found: Sequence[Found], claims: Claims) -> bool:
 def agrees(image: UInt8[np.ndarray, "h w 3"], caption: str, shapes: Sequence[str] = SHAPES) -> bool:
     """Whether a picture shows what the caption says; sizes and backgrounds are not judged."""
     return matches(read(image, shapes), parse(caption))
+
+
+def contains(image: UInt8[np.ndarray, "h w 3"], claimed: Claim, shapes: Sequence[str]) -> bool:
+    """Whether an object of the claimed colour and shape is in a picture, whatever else there is."""
+    wanted = (claimed.colour, claimed.shape)
+    return any((found.colour, found.shape) == wanted for found in read(image, shapes))
 
 
 def named(captions: Sequence[str]) -> tuple[str, ...]:

@@ -4,7 +4,8 @@
 
     CPU           long rows in blocks of queries, whose weights stay in the cache and are computed anew for the gradient
     NVIDIA GPU    cuDNN's fused kernel, where head size, type and lengths allow it
-    TPU           the fused kernel "splash" of jax's Pallas, from 4096 positions on; shorter rows gain nothing by it
+    TPU           the fused kernel "splash" of jax's Pallas, from 4096 positions on (shorter rows gain nothing by it);
+                  each device of a mesh does its own samples, heads and queries, since XLA cannot split a kernel
     else          `plain`: two products per head, which is what the others are tested against
 
 The softmax runs in float32 whatever the compute dtype. The kernel is chosen when a function is traced, for the devices
@@ -13,11 +14,13 @@ that are not at hand, else for jax's default backend.
 """
 
 import functools
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 LONG = 512  # positions from which the CPU works in blocks ...
@@ -26,6 +29,8 @@ FEWEST = 64  # ... and no fewer of one sample
 SPLASH_FROM = 4096  # maxdiffusion's flash_min_seq_length
 LANES = 128  # of a TPU: lengths are padded to a multiple
 SPLASH_BLOCKS = {2: 1024, 4: 512}  # by bytes of the dtype; maxdiffusion's
+# Axes of a mesh (`training.sharding`) over which samples, queries and heads may be split.
+PARTS = (("data", "fsdp"), ("space",), ("tensor",))
 
 Queries = Float[Array, "b n h d"]
 Keys = Float[Array, "b m h d"]
@@ -41,8 +46,8 @@ def attend(q: Queries, k: Keys, v: Keys, mask: Mask = None, causal: bool = False
     kind = platform()
     if kind == "gpu" and cudnn_supports(q, k, mask):
         return _cudnn(q, k, v, mask, causal)
-    if kind == "tpu" and splash_supports(q, k, mask):
-        return splash(q, k, v, causal)
+    if kind == "tpu" and splash_supports(q, k, mask, causal):
+        return _splash(q, k, v, causal)
     if kind == "cpu" and min(q.shape[1], k.shape[1]) >= LONG:
         return blocked(q, k, v, mask, causal)
     return plain(q, k, v, mask, causal)
@@ -146,11 +151,37 @@ def _cudnn(q, k, v, mask, causal):
     )
 
 
-def splash_supports(q: Array, k: Array, mask: Array | None) -> bool:
-    """Long rows without a mask, on one device: XLA cannot split a Pallas kernel, and has another for several."""
+def splash_supports(q: Array, k: Array, mask: Array | None, causal: bool = False) -> bool:
+    """Long rows without a mask, on one device, or on a mesh in context over which they divide."""
+    if mask is not None or min(q.shape[1], k.shape[1]) < SPLASH_FROM:
+        return False
     mesh = jax.sharding.get_abstract_mesh()
-    devices = mesh.size if mesh.abstract_device else jax.device_count()
-    return mask is None and min(q.shape[1], k.shape[1]) >= SPLASH_FROM and devices == 1
+    if not mesh.abstract_device:
+        return jax.device_count() == 1
+    ways = [math.prod(mesh.shape[axis] for axis in axes) for axes in _parts(mesh)]
+    divides = all(size % n == 0 for size, n in zip(q.shape[:3], ways, strict=True))
+    return divides and not (causal and ways[1] > 1)  # which would not know how far its queries are
+
+
+def _parts(mesh: AbstractMesh) -> list[tuple[str, ...]]:
+    return [tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1) for axes in PARTS]
+
+
+def _splash(q, k, v, causal):
+    """`splash` by each device of the mesh in context, for its part of the samples, queries and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.abstract_device or mesh.size == 1:
+        return splash(q, k, v, causal)
+    rows, queries, heads = _parts(mesh)
+    own, whole = PartitionSpec(rows, queries, heads), PartitionSpec(rows, None, heads)
+    # A kernel does not say along which axes its result varies, which `check_vma` would ask for.
+    part = jax.shard_map(
+        functools.partial(splash, causal=causal),
+        in_specs=(own, whole, whole),
+        out_specs=own,
+        check_vma=False,
+    )
+    return part(q, k, v)
 
 
 def splash(q: Queries, k: Keys, v: Keys, causal: bool = False, interpret: bool = False) -> Queries:

@@ -4,7 +4,7 @@ A setting that differs by axis, such as a stride, is one int for all axes or a s
 [frames, height, width] keeps its frames with a stride of (1, 2, 2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ldm_jax.nn.attend import platform
 from ldm_jax.nn.convolve import convolve, convolve_doubled
 
 PerAxis = int | Sequence[int]
+Init = Callable[..., Any]  # (key, shape, dtype) -> array: how a kernel starts
 
 # Uniform in ±1/√fan_in, torch's default, with which the reference models were trained.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -53,10 +54,16 @@ def check_divisible(space: Sequence[int], factor: PerAxis, what: str) -> None:
 
 
 def dense(
-    features: int, name: str, dtype: Any = jnp.float32, *, bias: bool = True, zero: bool = False
+    features: int,
+    name: str,
+    dtype: Any = jnp.float32,
+    *,
+    bias: bool = True,
+    zero: bool = False,
+    init: Init = fan_in_uniform,
 ) -> nn.Dense:
     """A linear layer; with `zero` it starts as the constant zero (`zero_module` of CompVis)."""
-    init = nn.initializers.zeros if zero else fan_in_uniform
+    init = nn.initializers.zeros if zero else init
     return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=dtype, name=name)
 
 

@@ -1,9 +1,11 @@
-"""How a scalar time, a vector and a class enter a network: as sinusoids, through an MLP, as rows of a table."""
+"""How a time, a position, a vector and a class enter a network: as sinusoids, through an MLP, as rows of a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -27,16 +29,42 @@ def sinusoid(
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def places(
+    space: Sequence[int], width: int, max_period: float = 10_000.0
+) -> Float[np.ndarray, "*space width"]:
+    """Fixed embeddings of positions: [sin(p w_i), cos(p w_i)] for the index p along each axis, the last axis first.
+
+    w_i = max_period^(-i / n) for i < n, where n = width / (2 axes), rounded down; what is left of the width is zeros.
+    On two axes that is `get_2d_sincos_pos_embed` of He et al. 2022 (MAE) and Peebles & Xie 2023 (DiT).
+
+    Raises:
+      ValueError: a width of less than two an axis.
+    """
+    n = width // (2 * len(space))
+    if not n:
+        raise ValueError(
+            f"a width of {width} is too small for positions along {len(space)} axes; give at least {2 * len(space)}"
+        )
+    w = max_period ** (-np.arange(n) / n)
+    found = np.zeros((*space, width), np.float32)
+    for i, axis in enumerate(reversed(range(len(space)))):
+        index = np.arange(space[axis]).reshape(-1, *(1,) * (len(space) - axis))
+        found[..., 2 * n * i : 2 * n * i + n] = np.sin(index * w)
+        found[..., 2 * n * i + n : 2 * n * (i + 1)] = np.cos(index * w)
+    return found
+
+
 class MLP(nn.Module):
     """Linear, SiLU, linear."""
 
     width: int
     dtype: Any = jnp.float32
+    init: conv.Init = conv.fan_in_uniform  # of both kernels
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
-        h = conv.dense(self.width, "in", self.dtype)(x)
-        return conv.dense(self.width, "out", self.dtype)(nn.silu(h))
+        h = conv.dense(self.width, "in", self.dtype, init=self.init)(x)
+        return conv.dense(self.width, "out", self.dtype, init=self.init)(nn.silu(h))
 
 
 class Table(nn.Module):

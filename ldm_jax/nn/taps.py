@@ -2,7 +2,8 @@
 
 Networks here are functions that apply Linen modules. What comes back is a function too, of the same arguments, and it
 is another function object, so that jit does not take it for the one it knows. Blocks are named by their path below the
-network: "down_1/attn_0/block_0/self_attn", "mid/attn/block_0/cross_attn" (transformers), "mid/attn/attn" (plain).
+network: "down_1/attn_0/block_0/self_attn", "mid/attn/block_0/cross_attn" (transformers), "mid/attn/attn" (plain),
+"block_7/attn" (of a DiT).
 """
 
 import re
@@ -14,10 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ldm_jax.nn import attend, attention, once
+from ldm_jax import tree
+from ldm_jax.nn import attend, attention, modulated, once
 
 Hook = Callable[..., Array]  # see `attended`
 Maps = dict[str, Array]  # {path: [b h *space m]}, of layers of any size
+# What attends between the positions of an array [b *space c], and so knows where they lie.
+BLOCKS = (attention.SpatialTransformer, attention.AttentionBlock, modulated.Block)
 
 
 def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
@@ -37,7 +41,7 @@ def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
                 return hook("/".join(module.path), reads[-1], space, call, *given, **named)
             if method != "__call__":
                 return call(*given, **named)
-            if isinstance(module, attention.SpatialTransformer | attention.AttentionBlock):
+            if isinstance(module, BLOCKS):
                 return _within(spaces, given[0].shape[1:-1], call, given, named)
             if isinstance(module, attention.Attention):
                 tokens = given[1] if len(given) > 1 else named.get("tokens")
@@ -84,14 +88,29 @@ def with_identity(network: Callable[..., Any], blocks: Sequence[str]) -> Callabl
             return v if _chosen(blocks, path) else mix(q, k, v, mask)
 
         out = attended(network, hook)(*args, **kwargs)
-        for block in blocks:
-            if not any(_chosen([block], path) for path in seen):
-                raise ValueError(
-                    f"no self-attention lies in the block {block!r} of this network; it has {sorted(seen)}"
-                )
+        _found(blocks, seen)
         return out
 
     return perturbed
+
+
+def _found(blocks, paths):
+    for block in blocks:
+        if not any(_chosen([block], path) for path in paths):
+            raise ValueError(
+                f"no self-attention lies in the block {block!r} of this network, which has {sorted(paths)}; "
+                "name other blocks (of a sampler: sampler.guidance.blocks)"
+            )
+
+
+def check_blocks(params: Any, blocks: Sequence[str]) -> None:
+    """`with_identity`'s look at its blocks, by the names of a network's parameters: nothing is traced.
+
+    Raises:
+      ValueError: a block that has no self-attention.
+    """
+    ends = re.compile(r"(.*(?<!cross_attn))/q/kernel")
+    _found(blocks, {found[1] for name in tree.names(params) if (found := ends.fullmatch(name))})
 
 
 def with_maps(

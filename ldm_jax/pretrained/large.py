@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ldm_jax import latent_diffusion
 from ldm_jax.diffusion import editing
 from ldm_jax.pretrained import inputs, sampling, verbs
 from ldm_jax.pretrained.inputs import Prompts
@@ -137,4 +138,4 @@ def seamless(pipe: Any, height: bool = True, width: bool = True) -> Any:
         what = "with ControlNets" if pipe.controlnets else "in tiles"
         raise ValueError(f"a model {what} cannot be made seamless")
     wrap = (height, width)
-    return dataclasses.replace(pipe, model=sampling.torus(pipe.model, wrap), wrap=wrap)
+    return dataclasses.replace(pipe, model=latent_diffusion.torus(pipe.model, wrap), wrap=wrap)

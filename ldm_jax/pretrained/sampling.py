@@ -178,7 +178,7 @@ def encode(
     tiling: tuple[int, int] | None = None,
     wrap: tuple[bool, bool] = (False, False),
 ) -> Any:
-    """`(arrays, images) -> latents`, the mean; in tiles and on a torus if asked for, see `tiled` and `torus`."""
+    """`(arrays, images) -> latents`, the mean; in tiles and on a torus if asked for, see `tiled`."""
 
     @jax.jit
     def encode(arrays, x):
@@ -202,14 +202,6 @@ def encode(
 def tiled(model: LatentDiffusion, size: int, overlap: int) -> LatentDiffusion:
     """The model with its autoencoder in tiles, see `codec.tiled`; the same object for the same model."""
     return model._replace(codec=codec.tiled(model.codec, size, overlap, overlap // 4))
-
-
-@functools.lru_cache(maxsize=8)
-def torus(model: LatentDiffusion, wrap: tuple[bool, bool]) -> LatentDiffusion:
-    """The model whose pictures' edges continue each other along the axes with `wrap`, see `nn.seamless`."""
-    encode, decode = (seamless.seamless(f, wrap) for f in model.codec[:2])
-    parts = model.codec._replace(encode=encode, decode=decode)
-    return model._replace(codec=parts, around=functools.partial(seamless.seamless, wrap=wrap))
 
 
 @functools.lru_cache(maxsize=8)

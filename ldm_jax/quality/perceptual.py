@@ -5,12 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.weights import features, table
-
-SIDE = 32  # pixels, for shapes alone
+from ldm_jax.weights import lpips
 
 
 def distance(paths: Sequence[str | Path]) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -24,14 +21,4 @@ def distance(paths: Sequence[str | Path]) -> Callable[[jax.Array, jax.Array], ja
             "lpips needs two files, --lpips vgg16-397923af.pth,vgg.pth: the trunk of torchvision's model zoo, and the "
             "weights of version 0.1 from the lpips package (lpips/weights/v0.1)"
         )
-    tensors = features.read(paths)
-    example = jnp.zeros((1, SIDE, SIDE, 3))
-    shapes = jax.eval_shape(LPIPS().init, jax.random.key(0), example, example)
-    try:
-        rows = features.lpips_table(tensors)
-        variables = table.load(rows, shapes, tensors, features.LPIPS_IGNORED)
-    except table.Mismatch as error:
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: not the trunk and the weights of LPIPS on VGG16 ({error})"
-        ) from error
-    return partial(LPIPS().apply, variables)
+    return partial(LPIPS().apply, lpips.load(paths))

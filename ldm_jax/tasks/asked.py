@@ -22,6 +22,10 @@ NAMES = (
     "interpolate",
     "panorama",
     "upscale",
+    "invert",
+    "edit_friendly",
+    "high_resolution",
+    "seamless",
     "semantic",
 )
 PLAIN = guided.How()
@@ -49,7 +53,8 @@ class Sampling:
     how: guided.How = PLAIN  # the kind of guidance ...
     numbers: Mapping[str, Any] = field(default_factory=dict)  # ... and its other options
     weak: Params | None = None  # of the weaker model that autoguidance leads away from
-    stochastic: bool = False  # whether the solver adds noise
+    stochastic: bool = False  # whether the solver adds noise ...
+    invertible: bool = False  # ... as the last thing in its steps, see `inversion.edit_friendly`
     about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
 
     def traced(self) -> dict[str, Any]:
@@ -66,8 +71,8 @@ class Task:
     """A task and its inputs beside conditions and seeds.
 
     `rows` have one row a sample: "x", the given data [n *space c]; "mask" [n *space 1], 1 where something new is made;
-    "source", the batch of the source prompts; "second", that of the prompts at the end of an interpolation, with
-    "seed" and "share"; "align", "share" and "weigh" of `prompt_to_prompt.Exchange`; "others", the batches of the
+    "source", the batch of the prompts of what is given or edited; "second", of those at the end of an interpolation,
+    with "seed" and "share"; "align", "share" and "weigh" of `prompt_to_prompt.Exchange`; "others", the batches of the
     prompts that are combined with the first, and "weights" [n prompts] of all of them. `numbers` are shared: "taken",
     the steps that a strength takes; "limit", see `diffedit.binarised`; "cross" and "own", the steps for which attention
     is the source's.

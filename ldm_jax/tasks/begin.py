@@ -71,6 +71,7 @@ class Start(NamedTuple):
     levels: samplers.Point  # the grid that is walked
     keys: Array  # of the walk's noise
     kept: dict[str, Any] | None = None  # see `keeping.keeping`; None: no data are given
+    rest: Array | None = None  # what is added where the walk ends, see `inversion.Inverted`
 
 
 def given(
@@ -115,10 +116,14 @@ def start(of: Program, given: Given) -> Start:
     begun = begun._replace(levels=levels, kept={})
     if of.task == "edit":
         return _edited(of, given, begun, known, noise)
+    if of.task == "invert":
+        return begun._replace(x=_walked_up(of, given, levels, known)[0])
+    if of.task == "edit_friendly":
+        return _friendly(of, given, begun, known, noise)
     eps = x_T / process.over(jnp.hypot(given.points.alpha[0], given.points.sigma[0]), x_T)
     begun = begun._replace(x=editing.noised(levels, known, eps))
-    if of.task == "image_to_image" or "hole" in of.model.fields:
-        return begun  # such a model sees by itself what is to stay
+    if "mask" not in given.rows or "hole" in of.model.fields:
+        return begun  # nothing is to stay, or the model sees by itself what is
     return _painted(of, given, begun, known, eps)
 
 
@@ -208,9 +213,25 @@ def _edited(of: Program, given: Given, begun: Start, known: Array, keys: Array) 
         guides = denoiser(of, given, begun)
         contrast = diffedit.contrast(guides, halfway, known, keys, *both, MAPS)
         mask = diffedit.binarised(contrast, given.shared["limit"])
-    plain, upwards = of.model.denoiser(given.params), editing.resting(inversion.implicit())
-    x, way = inversion.invert(plain, begun.levels, known, source, upwards)
+    x, way = _walked_up(of, given, begun.levels, known)
     return begun._replace(x=x, kept=dict(known=known, mask=mask, way=way))
+
+
+def _friendly(of: Program, given: Given, begun: Start, known: Array, keys: Array) -> Start:
+    """Where the edit-friendly inversion begins, and the noises of its walk, without guidance on the way up."""
+    source = of.model.condition(given.params, given.rows["source"])
+    plain, walk = of.model.denoiser(given.params), editing.resting(of.solver)
+    found = inversion.edit_friendly(plain, walk, begun.levels, known, keys, source)
+    return begun._replace(x=found.x_T, keys=found.noises, rest=found.rest)
+
+
+def _walked_up(
+    of: Program, given: Given, levels: samplers.Point, known: Array
+) -> tuple[Array, Array]:
+    """The noise that data come from under the source prompts, and the way there: DDIM inversion without guidance."""
+    source = of.model.condition(given.params, given.rows["source"])
+    plain, upwards = of.model.denoiser(given.params), editing.resting(inversion.implicit())
+    return inversion.invert(plain, levels, known, source, upwards)
 
 
 def _exchanged(of: Program, given: Given) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from jax import lax
 from ldm_jax import heatmaps
 from ldm_jax.diffusion import editing, samplers
 from ldm_jax.diffusion.keeping import keeping
-from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.latent_diffusion import LatentDiffusion, torus
 from ldm_jax.tasks import begin
 from ldm_jax.tasks.asked import TEXT, Drawn, Sampling, Task
 from ldm_jax.tasks.begin import Given, Program, Start
@@ -60,7 +60,7 @@ def _program(
 ) -> Program:
     leads = (sampling.guidance != 1.0 or task.combine == "AND") and sampling.how.name != "auto"
     return Program(
-        model=model,
+        model=torus(model) if task.name == "seamless" else model,
         shape=shape,
         solver=sampling.solver,
         leads=leads and model.conditioner is not None,
@@ -145,6 +145,7 @@ def _walker(of: Program, start: Start) -> samplers.Solver:
 def _finish(of: Program, given: Given, start: Start, z: Any, way: tuple[Any, ...]) -> Drawn:
     """The data, with what was to be kept put back, and what was seen on the way."""
     n, seen, model = len(given.keys), {}, of.model
+    z = z if start.rest is None else z + start.rest
     if start.kept:
         z = editing.composite(start.kept["known"], z, start.kept["mask"])
     x = model.codec.decode(given.arrays, z)

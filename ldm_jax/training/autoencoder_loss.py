@@ -1,13 +1,20 @@
-"""The loss of the first stage: reconstruction + KL, and from a start step on a PatchGAN with an adaptive weight.
+"""The loss of the first stage: reconstruction, KL or codebook, and from a start step on a PatchGAN.
 
-Esser et al. 2021 (eq. 7) and Rombach et al. 2022 (appendix G), as CompVis trains its KL models: with sums over the
-data's axes and means over the batch,
+Esser et al. 2021 (eq. 7) and Rombach et al. 2022 (appendix G):
 
-    loss = sum |x - x̂| + perceptual + kl_weight * KL + w * disc_weight * -D(x̂)
+    loss = |x - x̂| + perceptual + bottleneck + w * disc_weight * -D(x̂)
     w    = ‖∇ reconstruction‖ / (‖∇ -D(x̂)‖ + 1e-4), in [0, 1e4], the gradients taken at the last decoder kernel
 
 and for the discriminator the hinge loss (Lim & Ye 2017). The two players' gradients come out of one backward pass,
-since each sees the other behind a stop_gradient.
+since each sees the other behind a stop_gradient. Means are over the batch; over the elements of a sample it is by name:
+
+    "sum"      data and latents are summed, as CompVis trains its KL models: LPIPS, one number a sample, counts for each
+               element of the data. The loss grows with the size of the pictures
+    "mean"     both are averaged, as CompVis trains its VQ models
+    "element"  "sum" divided by the number of elements of the data: the weights of "sum" mean the same, and neither the
+               loss nor its gradient depends on the size of the pictures
+
+CompVis divides its KL models' reconstruction by exp(logvar), which stays at 1: the optimizer there does not have it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +26,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ldm_jax.metrics.image import psnr
+from ldm_jax.training.bottleneck import Bottleneck
 from ldm_jax.types import Loss, Params
 
 # (arrays, x, y) -> distance per sample
@@ -26,6 +34,12 @@ Perceptual = Callable[
     [Params, Float[Array, "b *space c"], Float[Array, "b *space c"]], Float[Array, " b"]
 ]
 
+# (elements of a sample, of its latents) -> by what the means over both are multiplied
+NORMALIZATIONS: dict[str, Callable[[int, int], tuple[float, float]]] = {
+    "sum": lambda data, latents: (data, latents),
+    "mean": lambda data, latents: (1.0, 1.0),
+    "element": lambda data, latents: (1.0, latents / data),
+}
 LAST_KERNEL = ("decoder", "conv_out", "kernel")
 
 
@@ -53,11 +67,11 @@ def _with_last_kernel(params: Params, kernel: Array, path: Sequence[str] = LAST_
 
 
 def autoencoder_loss(
-    model: nn.Module,
+    bottleneck: Bottleneck,
     discriminator: nn.Module | None = None,
     *,
     kind: str = "l1",
-    kl_weight: float = 1e-6,
+    normalization: str = "sum",
     disc_start: int = 50_001,
     disc_weight: float = 0.5,
     perceptual: Perceptual | None = None,
@@ -66,34 +80,33 @@ def autoencoder_loss(
     """A Loss over params = {"gen": ..., "disc": ...}; `frozen` holds the arrays of the perceptual term.
 
     Raises:
-      ValueError: `kind` is neither "l1" nor "l2".
+      ValueError: `kind` is neither "l1" nor "l2", or an unknown normalization.
     """
     distances: dict[str, Any] = {"l1": jnp.abs, "l2": jnp.square}
     if kind not in distances:
         raise ValueError(f"objective.kind {kind!r} is unknown; choose 'l1' or 'l2'")
-    distance = distances[kind]
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"objective.normalization {normalization!r} is unknown; choose among {sorted(NORMALIZATIONS)}"
+        )
+    distance, scales = distances[kind], NORMALIZATIONS[normalization]
+    decode = bottleneck.decode
 
     def loss(params, frozen, batch, rng, step):
         x, gen = batch["x"], params["gen"]
-        posterior = model.apply({"params": gen}, x, method="encode")
-        z = posterior.sample(rng)
-
-        def decode(weights, z):
-            return model.apply({"params": weights}, z, method="decode").astype(jnp.float32)
+        coded = bottleneck.encode(gen, x, rng)
+        of_data, of_latents = scales(x[0].size, coded.latents[0].size)
 
         def nll(reconstruction):
-            per_sample = jnp.sum(distance(x - reconstruction), axis=tuple(range(1, x.ndim)))
+            mean = jnp.mean(distance(x - reconstruction))
             if perceptual is not None:
-                # LPIPS is one number per sample, broadcast over all elements of it.
-                per_sample += perceptual_weight * x[0].size * perceptual(frozen, x, reconstruction)
-            return jnp.mean(per_sample)
+                mean += perceptual_weight * jnp.mean(perceptual(frozen, x, reconstruction))
+            return of_data * mean
 
-        reconstruction = decode(gen, z)
-        kl = jnp.mean(posterior.kl())
-        total = nll(reconstruction) + kl_weight * kl
-        metrics = {
+        reconstruction = decode(gen, coded.latents)
+        total = nll(reconstruction) + of_latents * coded.loss
+        metrics = coded.metrics | {
             "reconstruction": jnp.mean(distance(x - reconstruction)),
-            "kl": kl,
             "psnr": jnp.mean(psnr(x, jnp.clip(reconstruction, -1.0, 1.0))),
         }
         if discriminator is None:
@@ -110,7 +123,7 @@ def autoencoder_loss(
             kernel = fixed
             for key in LAST_KERNEL:
                 kernel = kernel[key]
-            still = jax.lax.stop_gradient(z)
+            still = jax.lax.stop_gradient(coded.latents)
             _, pull = jax.vjp(lambda k: decode(_with_last_kernel(fixed, k), still), kernel)
             weight = adaptive_weight(
                 pull, jax.grad(nll)(constant), jax.grad(generator_loss)(constant)

@@ -23,7 +23,7 @@ from ldm_jax.training import manifest, reading
 from ldm_jax.training.reading import FOLDER, Unreadable, load_ema
 from ldm_jax.types import TrainState
 
-__all__ = ["Checkpoints", "Keep", "SaveFailed", "Unreadable", "load_ema"]
+__all__ = ["FOLDER", "Checkpoints", "Keep", "SaveFailed", "Unreadable", "load_ema"]
 
 UNFINISHED = "{}.orbax-checkpoint-tmp*"  # how orbax calls a step that is being written
 LEAST_SHARE = 2**20  # bytes of an array that a device writes, if several share it

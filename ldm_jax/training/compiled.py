@@ -90,7 +90,7 @@ def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> 
     `step` donates its state; `out` are the layouts of what it returns.
     """
     if kept is None:
-        return jax.jit(step, donate_argnums=0, out_shardings=out)
+        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(*inputs).compile()
     leaves = [jax.tree.leaves(i) for i in inputs]
     trees = [jax.tree.structure(i) for i in inputs]
     loaded = None

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from ldm_jax import media
 from ldm_jax.metrics import image as metrics
-from ldm_jax.training import sharding
-from ldm_jax.training.loop import Evaluation
+from ldm_jax.models.autoencoder import Gaussian
+from ldm_jax.training import codebook, sharding
+from ldm_jax.training.run import Evaluation
 from ldm_jax.types import Loss, Params
 
 Batches = Sequence[dict[str, np.ndarray]]
@@ -27,20 +28,35 @@ def _mean(values: Sequence[dict[str, Any]]) -> dict[str, float]:
 def autoencoder(
     model: nn.Module, mesh: Mesh, batches: Batches, shown: int
 ) -> Callable[[Params, Params], Evaluation]:
-    """PSNR (dB) and SSIM of the reconstructions from the posterior's mean; originals above reconstructions."""
+    """PSNR (dB) and SSIM of the reconstructions from the posterior's mean; originals above reconstructions.
+
+    Of a model with codes also their usage and perplexity over all batches together.
+    """
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def reconstruct(params, x):
-        z = model.apply({"params": params}, x, method="encode").mean
-        y = jnp.clip(model.apply({"params": params}, z, method="decode"), -1.0, 1.0)
+        def call(method, given):
+            return model.apply({"params": params}, given, method=method)
+
+        z, shares = call("encode", x), None
+        if isinstance(z, Gaussian):
+            z = z.mean
+        else:
+            shares = codebook.histogram(call("quantize", z)[1], model.codes)
+        y = jnp.clip(call("decode", z), -1.0, 1.0)
         scalars = {"psnr": jnp.mean(metrics.psnr(x, y)), "ssim": jnp.mean(metrics.ssim(x, y))}
-        return x[:shown], y[:shown], scalars
+        return x[:shown], y[:shown], scalars, shares
 
     def evaluate(params, frozen):
         results = [reconstruct(params["gen"], sharding.place(mesh, b)["x"]) for b in batches]
-        scalars = {f"validation/{k}": v for k, v in _mean([r[2] for r in results]).items()}
-        x, y, _ = jax.device_get(results[0])
+        scalars = _mean([r[2] for r in results])
+        if results[0][3] is not None:
+            shares = jnp.mean(jnp.stack([r[3] for r in results]), axis=0)
+            scalars["usage"] = float(codebook.usage(shares))
+            scalars["perplexity"] = float(codebook.perplexity(shares))
+        x, y = jax.device_get(results[0][:2])
         both = media.to_uint8(np.concatenate([x, y]))
+        scalars = {f"validation/{k}": v for k, v in scalars.items()}
         return Evaluation(scalars, {"reconstructions": media.grid(both, columns=len(x))})
 
     return evaluate

@@ -7,7 +7,6 @@ step, so the run goes on with others and does not replay what failed.
 
 import contextlib
 import faulthandler
-import json
 import math
 import statistics
 import sys
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ldm_jax.training import logs
 from ldm_jax.types import TrainState
 
 LINES = 20  # of the log, with which a loss is compared; at least a quarter of them must be there
@@ -46,15 +46,8 @@ class Guards(NamedTuple):
 
 def history(path: Path, name: str, until: int) -> dict[int, float]:
     """{step: value} of a metric in the lines of `metrics.jsonl` up to a step."""
-    found = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that was cut when the run was killed
-        if values["step"] <= until and values.get(name) is not None:
-            found[values["step"]] = values[name]
-    return found
+    lines = logs.lines(path, until)
+    return {line["step"]: line[name] for line in lines if line.get(name) is not None}
 
 
 def spiked(before: Sequence[float], loss: float, limit: float) -> bool:

@@ -28,6 +28,23 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in plain.items()}
 
 
+def lines(path: Path, until: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` up to a step; none if there is no such file."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # a line that was cut when the run was killed
+    return [line for line in found if line["step"] <= until]
+
+
+def ends_with(path: Path, step: int, name: str) -> bool:
+    """Whether the last line up to a step is of this step and holds that name."""
+    found = lines(path, step)
+    return bool(found) and found[-1]["step"] == step and name in found[-1]
+
+
 class Silent:
     """Stands in for `Logs` in all processes but the first."""
 

@@ -1,12 +1,15 @@
 """Optimizers and schedules, all of them optax's; the names are those of the configs."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
 from ldm_jax import tree
+from ldm_jax.types import Loss, Params
 
 ENDS = r".*/conv_(in|out)/kernel"  # the first and the last layer of a network
 
@@ -155,3 +158,40 @@ def by_group(tx: optax.GradientTransformation, clip: float | None) -> optax.Grad
         init=lambda params: groups(params).init(params),
         update=lambda updates, state, params: groups(params).update(updates, state, params),
     )
+
+
+def is_frozen(patterns: Sequence[str], params: Params) -> Any:
+    """For every parameter whether one of the regexes matches its name.
+
+    Raises:
+      ValueError: a regex that matches none, or no parameter that is left.
+    """
+    found = tree.map_by_rule([*((pattern, True) for pattern in patterns), (".*", False)], params)
+    if all(jax.tree.leaves(found)):
+        raise ValueError(f"optimizer.frozen = {tuple(patterns)} leaves nothing to train")
+    return found
+
+
+def frozen(
+    tx: optax.GradientTransformation, patterns: Sequence[str]
+) -> optax.GradientTransformation:
+    """`tx` for the parameters that no regex matches; the others stay as they are, and nothing is remembered of them."""
+
+    def labels(params):
+        found = is_frozen(patterns, params)
+        return jax.tree.map(lambda still: "still" if still else "trained", found)
+
+    return optax.multi_transform({"trained": tx, "still": optax.set_to_zero()}, labels)
+
+
+def without_gradient(loss: Loss, patterns: Sequence[str]) -> Loss:
+    """The loss as a function of what `frozen` trains: no gradient of the rest is computed."""
+
+    def of_trained(params, *rest):
+        still = is_frozen(patterns, params)
+        stopped = jax.tree.map(
+            lambda fixed, leaf: jax.lax.stop_gradient(leaf) if fixed else leaf, still, params
+        )
+        return loss(stopped, *rest)
+
+    return of_trained

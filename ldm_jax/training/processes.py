@@ -145,12 +145,4 @@ def handlers(note: Callable[[int, Any], None]) -> dict[int, Callable[[int, Any],
     """What to do on a signal: `note` it; but with several processes jax hears SIGTERM and tells them (`stop_here`)."""
     if not several():
         return {signal.SIGTERM: note, signal.SIGINT: note}
-    told = []
-
-    def as_termination(number, frame):
-        if told:
-            raise KeyboardInterrupt
-        told.append(number)
-        signal.raise_signal(signal.SIGTERM)
-
-    return {signal.SIGINT: as_termination}
+    return {signal.SIGINT: lambda number, frame: signal.raise_signal(signal.SIGTERM)}

@@ -56,21 +56,26 @@ def _check(held: Any, wanted: Any, path: Path) -> None:
             )
 
 
-def item(path: Path, wanted: Any) -> Any:
-    """One item of one step, born with the shardings of `wanted`.
+def item(path: Path, wanted: Any, part: str | None = None) -> Any:
+    """One item of one step, or one `part` at its top, born with the shardings of `wanted`.
 
     Raises:
       Unreadable: another structure, shape or dtype, or a file that is missing or damaged.
     """
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        _check(handler.metadata(epath.Path(path)).tree, wanted, path)
+        held = handler.metadata(epath.Path(path)).tree
+        if part is not None:
+            held, wanted = {part: held.get(part, {})}, {part: wanted}
+        _check(held, wanted, path)
         with ocp.Checkpointer(handler) as reader:
-            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-            restored = reader.restore(
-                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
+            asked = ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=part is not None,
             )
-            return jax.block_until_ready(restored)
+            restored = jax.block_until_ready(reader.restore(path, args=asked))
+            return restored if part is None else restored[part]
     except Unreadable:
         raise
     except Exception as error:  # damage shows as one of many kinds
@@ -90,6 +95,11 @@ def tell(path: Path, step: int, passed: Sequence[str]) -> None:
         logging.warning("%s: %s; step %d is used", path, "; ".join(passed), step)
 
 
+def keys(path: Path) -> tuple[str, ...]:
+    """The names at the top of one item."""
+    return tuple(ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree)
+
+
 def arrays(path: Path, part: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of one item, or of one `part` at its top, in memory; by their names, without that of the part."""
     handler = ocp.PyTreeCheckpointHandler()
@@ -106,16 +116,22 @@ def arrays(path: Path, part: str | None = None) -> dict[str, np.ndarray]:
 
 
 def load_ema(
-    workdir: str | Path, shapes: Any, shardings: Any, step: int | None = None
+    workdir: str | Path,
+    shapes: Any,
+    shardings: Any,
+    step: int | None = None,
+    name: str | None = None,
 ) -> tuple[Any, int]:
     """The moving average of a run's parameters and the step that it is of; reads nothing else, and moves nothing.
+
+    `name` is that of one of the averages of a run that keeps several.
 
     Raises:
       FileNotFoundError: there is no run, or no checkpoint (or not that step) in it.
       Unreadable: another structure, shape or dtype than that of the run's config, or damage.
     """
     path, step = sound_step(workdir, step, "ema")
-    return item(path / str(step) / "ema", abstract(shapes, shardings)), step
+    return item(path / str(step) / "ema", abstract(shapes, shardings), name), step
 
 
 def sound_step(workdir: str | Path, step: int | None, below: str) -> tuple[Path, int]:

@@ -14,7 +14,7 @@ here and in all that follows from the data.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -227,6 +227,17 @@ def state_layouts(mesh: Mesh, rules: Sequence[tuple[str, Layout]], state: Any) -
 
     found = tree.map_named(follow, state)
     return found.replace(params=layouts(mesh, rules, state.params))
+
+
+def on(mesh: Mesh, f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` as it is traced with the mesh in context: kernels that XLA cannot split are split there (`nn.attend`)."""
+
+    @functools.wraps(f)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return f(*args)
+
+    return traced
 
 
 def place(mesh: Mesh, batch: Any) -> Any:

@@ -10,26 +10,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from ldm_jax.foresee.chips import peak
+
 AFTER = 20.0  # seconds
-# Dense bfloat16 operations a second of one device, from the makers' data sheets; by the beginning of JAX's name.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak(kind: str) -> float | None:
-    """Operations a second of a device of this kind; None if we do not know it (a CPU)."""
-    names = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(names, key=len)] if names else None
 
 
 def memory(device: jax.Device) -> float:

@@ -42,11 +42,16 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> vq.VQAut
 def to_config(
     model: vq.VQAutoencoder, scaling_factor: float = 1.0, force_upcast: bool = False
 ) -> dict[str, Any]:
-    """The inverse; what the network does not know is given. Dropout and beta are not told.
+    """The inverse; what the network does not know is given. Dropout is not told.
 
     Raises:
-      ValueError: a stride other than 2.
+      ValueError: a stride other than 2, or codes without a codebook, which diffusers lacks.
     """
+    if model.levels:
+        raise ValueError(
+            f"diffusers' VQModel has a codebook, and the codes of levels={tuple(model.levels)} need none; "
+            "keep the run's own checkpoint"
+        )
     return (
         {"_class_name": "VQModel"}
         | autoencoder.config_of(model)

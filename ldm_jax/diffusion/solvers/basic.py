@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from ldm_jax.diffusion import learned
 from ldm_jax.diffusion.process import over, posterior, snr_ratio, transition
 from ldm_jax.diffusion.samplers import Solver, noise
 
@@ -23,23 +24,31 @@ def _none(x):
     return ()
 
 
-def ddpm(variance: Literal["small", "large"] = "small") -> Solver:
+def ddpm(variance: Literal["small", "large", "learned"] = "small") -> Solver:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2).
 
     Draws from q(x_q | x_p, x0) with the estimated x0. `variance` is that of this posterior
-    ("small"), or of the noising step from q to p ("large"; section 3.2 there). One call of the
-    network a step.
+    ("small"), or of the noising step from q to p ("large"; section 3.2 there), or what the network
+    says lies between them ("learned"; Nichol & Dhariwal 2021). One call of the network a step.
+
+    Raises:
+      ValueError: an unknown variance; when it walks, a network that predicts none.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"there is no {variance=}; the choices are 'small' and 'large'")
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f"there is no {variance=}; the choices are 'small', 'large' and 'learned'")
 
     def step(denoise, x, p, q, memory, rng):
-        x0 = denoise(x, p.t).x0
+        prediction = denoise(x, p.t)
+        x0 = prediction.x0
         of_x0, of_x, var = posterior(p, q)
         if variance == "large":
-            var = jnp.where(q.sigma > 0, transition(p, q)[1], 0.0)  # clean data get no noise
+            var = transition(p, q)[1]
+        var = over(var, x)
+        if variance == "learned":
+            var = learned.variance(prediction.spread, var, over(transition(p, q)[1], x))
+        var = jnp.where(over(q.sigma, x) > 0, var, 0.0)  # clean data get no noise
         z = noise(rng, x.shape, x.dtype)
-        return over(of_x0, x) * x0 + over(of_x, x) * x + over(jnp.sqrt(var), x) * z, memory, x0
+        return over(of_x0, x) * x0 + over(of_x, x) * x + jnp.sqrt(var) * z, memory, x0
 
     return Solver(_none, step)
 
