@@ -242,3 +242,19 @@ def test_what_is_no_average_is_refused(ema, words):
 def test_one_average_has_no_other_name():
     with pytest.raises(ValueError, match="keeps one alone, of the decay"):
         updates.average_of(tiny.pixels(), "0.99")
+
+
+def test_groups_of_layers_in_a_config():
+    config, params = tiny.pixels(), {"network": {"conv_in": {"kernel": jnp.zeros(3)}}}
+    assert updates.groups_of(config, params) is False
+    for rules in (True, ((".*/conv_in/.*", "first"), (".*", "rest"))):
+        config.log.norms = rules
+        build.workdir.check_config(config)
+        assert updates.groups_of(config, params) == rules
+        del config.log.norms
+    config.log.norms = ((".*/conv_on/.*", "first"), (".*", "rest"))
+    with pytest.raises(ValueError, match="conv_on"):
+        updates.groups_of(config, params)
+    config.log.norms = ("conv_in",)
+    with pytest.raises(ValueError, match=r"neither True nor a list of \(regex, group\)"):
+        updates.groups_of(config, params)

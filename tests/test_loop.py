@@ -140,6 +140,14 @@ def test_a_run_tells_what_it_does(tmp_path, capsys):
     assert "resumed at step 8 of 8; nothing is left to do" in capsys.readouterr().err
 
 
+def test_norms_by_group_are_logged_where_they_are_asked_for(tmp_path):
+    for groups in (True, False):
+        loop.train(linear_run(groups=groups, steps=2), tmp_path / str(groups))
+        for line in losses(tmp_path / str(groups)):
+            assert ("grad_norm/net" in line) == groups
+            assert line.get("grad_norm/net", line["grad_norm"]) == pytest.approx(line["grad_norm"])
+
+
 def test_a_bad_batch_is_skipped_and_counted(tmp_path):
     def spoil(at, x):
         return np.full_like(x, np.nan) if at == 3 else x
