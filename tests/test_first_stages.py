@@ -1,6 +1,7 @@
 """Runs of autoencoders: what a config may say, codes, the perceptual term, starting from another run, frozen parts."""
 
 import functools
+import importlib
 import json
 
 import jax
@@ -317,3 +318,26 @@ def test_statistics_are_asked_of_an_autoencoder_with_enough_pictures(capsys):
     ):
         assert tiny.call("ldm_jax/latent_statistics", *argv) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_vq_gan_trains_and_uses_its_codes(tmp_path):
+    """configs/demo_vq.py, narrower and for 200 steps, on coloured squares: no step is skipped, and no code is lost."""
+    config = importlib.import_module("configs.demo_vq").get_config()
+    folder = tiny.pictures(tmp_path / "pictures", n=64, size=32)
+    config.data.source = dict(name="folder.folder", path=str(folder), split="train")
+    config.data.validation = dict(split="all")
+    config.model.update(width=8, codes=32)
+    config.discriminator.width = 8
+    config.steps, config.objective.disc_start = 200, 100
+    config.log = dict(every=50, evaluate=100, save=200, batches=4, samples=4)
+    assert loop.train(build.run(config, tmp_path / "run"), tmp_path / "run") == 200
+    lines = tiny.metrics(tmp_path / "run")
+    first, last = (line for line in lines if "validation/psnr" in line)
+    assert last["validation/usage"] > 0.5
+    assert last["validation/psnr"] > first["validation/psnr"] - 1
+    assert last["validation/psnr"] > 14
+    steps = [line for line in lines if "loss" in line]
+    assert all(line["skipped"] == 0 and np.isfinite(line["loss"]) for line in steps)
+    assert steps[0]["discriminator"] == 0 < steps[-1]["discriminator"]
+    assert steps[-1]["disc_weight"] > 0
