@@ -1,6 +1,7 @@
 """Runs of autoencoders: what a config may say, codes, the perceptual term, starting from another run, frozen parts."""
 
 import functools
+import importlib
 import json
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build, cache, tree
+from ldm_jax import build, cache, flops, tree
 from ldm_jax.build import autoencoder, diffusion, encoding, parts
 from ldm_jax.data import latents
 from ldm_jax.training import checkpoints, loop, sharding, step
@@ -60,7 +61,7 @@ def without(config, *names):
             "codebook says how 'gen/codebook' learns, and optimizer.frozen that it does not",
         ),
         ("vq", dict(optimizer__frozen=("gen/enc/.*",)), "match no leaf"),
-        ("vq", dict(optimizer__frozen=(".*/.*",)), "leaves nothing to train"),
+        ("autoencoder", dict(optimizer__frozen=(".*/.*",)), "leaves nothing to train"),
         ("vq", dict(start=dict(run="nowhere")), "nowhere holds no run"),
     ],
 )
@@ -88,7 +89,8 @@ def test_a_run_starts_from_a_run_of_the_same_autoencoder_only(tmp_path):
 ENCODER = ("gen/encoder/.*", "gen/quant_conv/.*", "gen/codebook")
 
 
-def test_a_new_decoder_for_an_encoder_that_keeps_its_bits(tmp_path):
+@pytest.mark.parametrize("judged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_new_decoder_for_an_encoder_that_keeps_its_bits(judged, tmp_path):
     """From another run's average; the encoder and the codebook keep every bit, in the average too."""
     config = config_of(
         start=dict(run=str(tiny.shared_autoencoder("vq"))),
@@ -96,7 +98,8 @@ def test_a_new_decoder_for_an_encoder_that_keeps_its_bits(tmp_path):
         optimizer__weight_decay=0.1,
         discriminator__width=4,  # another one than there: it starts afresh
     )
-    run = build.run(without(config, "codebook"), tmp_path)
+    idle = ("codebook",) if judged else ("codebook", "discriminator")
+    run = build.run(without(config, *idle), tmp_path)
     mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
     theirs, _ = checkpoints.load_ema(
         tiny.shared_autoencoder("vq"),
@@ -106,14 +109,16 @@ def test_a_new_decoder_for_an_encoder_that_keeps_its_bits(tmp_path):
     layouts = sharding.layouts(run.mesh, run.rules, jax.eval_shape(run.init, KEY))
     params = run.load(layouts)
     assert_equal(params["gen"], theirs["gen"])
-    assert params["disc"]["conv_0"]["kernel"].shape[-1] == 4
+    assert ("disc" in params) == judged
+    if judged:
+        assert params["disc"]["conv_0"]["kernel"].shape[-1] == 4
     train_step = jax.jit(step.make_train_step(run.loss, run.optimizer, run.ema))
     state = step.init_state(params, run.optimizer)
     rows = sharding.place(run.mesh, next(run.batches(0)))
     for _ in range(2):
         state, metrics = train_step(state, run.frozen, rows, KEY)
     assert float(metrics["skipped"]) == 0
-    assert float(metrics["disc_weight"]) > 0
+    assert (float(metrics.get("disc_weight", 0)) > 0) == judged
     for name, now, average, before in zip(
         tree.names(params), *map(jax.tree.leaves, (state.params, state.ema, params)), strict=True
     ):
@@ -128,20 +133,18 @@ KEY = jax.random.key(0)
 
 
 def test_no_gradient_of_what_is_frozen_is_computed():
-    """The backward pass does not enter the encoder: there are fewer convolutions."""
+    """The backward pass does not enter the encoder, whose two gradients of each layer are then not there."""
 
-    def convolutions(frozen):
+    def operations(frozen):
         config = without(config_of(optimizer__frozen=frozen), "codebook", "discriminator")
         loss, _ = autoencoder.loss(config)
         params = {
             "gen": like(jax.eval_shape(functools.partial(autoencoder.init, config), KEY))["gen"]
         }
         rows = {"x": jnp.zeros((2, 16, 16, 3))}
-        of = jax.grad(lambda p: loss(p, {}, rows, KEY, 0)[0])
-        text = jax.jit(of).lower(params).as_text()
-        return text.count("stablehlo.convolution")
+        return flops.flops(jax.grad(lambda p: loss(p, {}, rows, KEY, 0)[0]), params)
 
-    assert convolutions(ENCODER) < 0.75 * convolutions(("gen/codebook",))
+    assert operations(ENCODER) < 0.85 * operations(("gen/codebook",))
 
 
 # ---- the perceptual term -------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def test_the_perceptual_term_is_lpips_with_the_weights_of_the_file():
     y, _ = autoencoder.model(config).apply({"params": params["gen"]}, x)
     expected = 0.5 * lpips.LPIPS().apply(variables, x, y).mean()
     np.testing.assert_allclose(more - less, expected, rtol=1e-3)
-    assert float(expected) > 0.01
+    assert abs(float(expected)) > 1e-3
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -215,7 +218,7 @@ def test_a_cache_of_a_vq_autoencoder_holds_its_latents_before_quantisation(tmp_p
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     coder, arrays, _ = diffusion.codec_of(config, mesh, None)
     of = autoencoder.model(tiny.config_of("vq"))
-    x = next(iter(parts.validation_batches(config)))["x"]
+    x = jnp.asarray(parts.validation_batches(config, fields=())[0]["x"])
     variables = {"params": arrays["params"]}
     z = of.apply(variables, x, method="encode")
     np.testing.assert_allclose(
@@ -249,6 +252,7 @@ def test_both_stages_by_the_commands_that_a_user_types(tmp_path, capsys):
     assert (tmp_path / "model/samples/00001.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_of_codes_is_interrupted_and_goes_on_to_the_same_bits(tmp_path):
     """The codebook's statistics and its revivals are in the checkpoint."""
     states = []
@@ -285,7 +289,7 @@ def test_the_statistics_of_latents_are_those_of_numpy(tmp_path, capsys):
     config = tiny.config_of("vq")
     source = parts.source(config, split="all")
     fixed = dict(crop="center", flip=False, shuffle=False, repeat=False)
-    x = parts.batches(config, source, (), batch=11, **fixed)[0]["x"]
+    x = jnp.asarray(parts.batches(config, source, (), batch=11, **fixed)[0]["x"])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     stage2 = tiny.config_of("unconditional")
     stage2.codec.run = str(workdir)
@@ -314,3 +318,26 @@ def test_statistics_are_asked_of_an_autoencoder_with_enough_pictures(capsys):
     ):
         assert tiny.call("ldm_jax/latent_statistics", *argv) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_vq_gan_trains_and_uses_its_codes(tmp_path):
+    """configs/demo_vq.py, narrower and for 200 steps, on coloured squares: no step is skipped, and no code is lost."""
+    config = importlib.import_module("configs.demo_vq").get_config()
+    folder = tiny.pictures(tmp_path / "pictures", n=64, size=32)
+    config.data.source = dict(name="folder.folder", path=str(folder), split="train")
+    config.data.validation = dict(split="all")
+    config.model.update(width=8, codes=32)
+    config.discriminator.width = 8
+    config.steps, config.objective.disc_start = 200, 100
+    config.log = dict(every=50, evaluate=100, save=200, batches=4, samples=4)
+    assert loop.train(build.run(config, tmp_path / "run"), tmp_path / "run") == 200
+    lines = tiny.metrics(tmp_path / "run")
+    first, last = (line for line in lines if "validation/psnr" in line)
+    assert last["validation/usage"] > 0.5
+    assert last["validation/psnr"] > first["validation/psnr"] - 1
+    assert last["validation/psnr"] > 14
+    steps = [line for line in lines if "loss" in line]
+    assert all(line["skipped"] == 0 and np.isfinite(line["loss"]) for line in steps)
+    assert steps[0]["discriminator"] == 0 < steps[-1]["discriminator"]
+    assert steps[-1]["disc_weight"] > 0
