@@ -222,6 +222,28 @@ def test_what_a_model_cannot_sample(kind, argv, words, capsys):
     assert not (workdir / "samples").exists()
 
 
+@pytest.mark.slow
+def test_a_transformer_is_sampled_as_a_unet(tmp_path, capsys):
+    """With its learned variance, guided; what needs a U-Net is refused."""
+    workdir = tiny.shared_model("transformer")
+    given = ("--workdir", workdir, "--label", "red", "--out", tmp_path)
+    assert tiny.call("sample", *given, "--n", 2, "--seed", 1) == 0
+    assert (tmp_path / "00001.png").is_file()
+    assert tiny.call("sample", *given, "--solver", "dpmpp_2m") == 0
+    capsys.readouterr()
+    assert tiny.call("sample", *given, "--heatmaps") == 2
+    assert "this model reads no prompts" in sentence(capsys)
+    pipeline = build.pipeline(workdir)
+
+    def draw(**guidance):
+        how = build.sampling(workdir, pipeline, guidance=dict(name="pag", scale=2.0, **guidance))
+        return next(pipeline.drawer(how)(pipeline.labels(["red"]), [0])).x
+
+    with pytest.raises(ValueError, match=r"lies in the block 'mid' .* name other blocks"):
+        draw()
+    assert np.isfinite(draw(blocks=("block_1",))).all()
+
+
 def test_workdirs_that_cannot_be_sampled(tmp_path, capsys):
     assert tiny.call("sample", "--workdir", tmp_path / "nothing") == 2
     assert "holds no run" in sentence(capsys)

@@ -169,6 +169,9 @@ def test_attention_is_seen_and_changed_from_outside():
         ValueError, match=r"no self-attention lies in the block 'mid'.*block_0/attn"
     ):
         taps.with_identity(apply, ("mid",))(x, T, Cond())
+    taps.check_blocks(variables["params"], ("block_0", "block_."))
+    with pytest.raises(ValueError, match=r"'mid' of this network, which has \['block_0/attn', 'blo"):
+        taps.check_blocks(variables["params"], ("mid",))
     with pytest.raises(ValueError, match="no cross-attention, which reads tokens"):
         taps.with_maps(apply, of_tokens=True)(x, T, Cond())
 

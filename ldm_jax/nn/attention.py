@@ -26,8 +26,8 @@ class Attention(nn.Module):
     zero: bool = False  # start with an output of zero
     dtype: Any = jnp.float32
     causal: bool = False  # a position does not see those after it
-    init: conv.Init = conv.fan_in_uniform  # of q, k and v
-    init_out: conv.Init = conv.fan_in_uniform
+    kernel_init: conv.Init = conv.fan_in_uniform  # of q, k and v
+    out_init: conv.Init = conv.fan_in_uniform
 
     @nn.compact
     def __call__(
@@ -40,12 +40,12 @@ class Attention(nn.Module):
 
         def project(name, y):
             width = self.heads * self.head_dim
-            y = conv.dense(width, name, self.dtype, bias=self.bias, init=self.init)(y)
+            y = conv.dense(width, name, self.dtype, bias=self.bias, init=self.kernel_init)(y)
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
         q, k, v = project("q", x), project("k", source), project("v", source)
         y = self.mix(q, k, v, mask)
-        out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero, init=self.init_out)
+        out = conv.dense(x.shape[-1], "out", self.dtype, zero=self.zero, init=self.out_init)
         return out(y.reshape(*x.shape[:2], -1))
 
     def mix(

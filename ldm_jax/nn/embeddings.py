@@ -59,12 +59,12 @@ class MLP(nn.Module):
 
     width: int
     dtype: Any = jnp.float32
-    init: conv.Init = conv.fan_in_uniform  # of both kernels
+    kernel_init: conv.Init = conv.fan_in_uniform  # of both layers
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
-        h = conv.dense(self.width, "in", self.dtype, init=self.init)(x)
-        return conv.dense(self.width, "out", self.dtype, init=self.init)(nn.silu(h))
+        h = conv.dense(self.width, "in", self.dtype, init=self.kernel_init)(x)
+        return conv.dense(self.width, "out", self.dtype, init=self.kernel_init)(nn.silu(h))
 
 
 class Table(nn.Module):

@@ -69,8 +69,8 @@ class Block(nn.Module):
             attention.dim_of_head(channels, self.heads),
             bias=True,
             dtype=self.dtype,
-            init=xavier_third,
-            init_out=xavier,
+            kernel_init=xavier_third,
+            out_init=xavier,
             name="attn",
         )
         shift, scale, gate, shift_ff, scale_ff, gate_ff = steering(emb, 6, channels, self.dtype)

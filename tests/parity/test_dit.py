@@ -52,7 +52,7 @@ def made(case):
 def ours_on(network, classes, params, x, labels):
     def run(params, x):
         label = Label(classes, network.width, into="vector")
-        cond = label.apply({"params": params["conditioner"]}, {"label": labels})
+        cond = label.apply({"params": params["conditioner"]}, {"label": jnp.asarray(labels)})
         return network.apply({"params": params["network"]}, x, jnp.asarray(T), cond)
 
     return jax.jit(run)(params, x)
