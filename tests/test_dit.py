@@ -170,7 +170,9 @@ def test_attention_is_seen_and_changed_from_outside():
     ):
         taps.with_identity(apply, ("mid",))(x, T, Cond())
     taps.check_blocks(variables["params"], ("block_0", "block_."))
-    with pytest.raises(ValueError, match=r"'mid' of this network, which has \['block_0/attn', 'blo"):
+    with pytest.raises(
+        ValueError, match=r"'mid' of this network, which has \['block_0/attn', 'blo"
+    ):
         taps.check_blocks(variables["params"], ("mid",))
     with pytest.raises(ValueError, match="no cross-attention, which reads tokens"):
         taps.with_maps(apply, of_tokens=True)(x, T, Cond())
