@@ -112,8 +112,12 @@ def test_windows():
         )
 
     (one, plain), many, seen, (ring, turned) = predictions(x, jnp.roll(x, 5, 1))
-    np.testing.assert_array_equal(one, plain)  # one window is the denoiser itself
-    np.testing.assert_allclose(many, plain, atol=1e-5)  # one that sees positions alone
+    for name in ("x0", "eps"):
+        np.testing.assert_array_equal(
+            *(getattr(p, name) for p in (one, plain))
+        )  # one window is the denoiser itself
+        # One that sees positions alone.
+        np.testing.assert_allclose(*(getattr(p, name) for p in (many, plain)), atol=1e-5)
     np.testing.assert_allclose(0.6 * seen.x0 + 0.4 * seen.eps, x, atol=1e-5)
     corner = x[:, :8, :8].mean((1, 2), keepdims=True) + 4 * x
     np.testing.assert_allclose(seen.x0[:, :4, :3], corner[:, :4, :3], atol=1e-5)
