@@ -169,6 +169,7 @@ def config_of(pictures, *sizes, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_every_bucket_is_compiled_before_the_first_step(pictures, tmp_path, capsys, monkeypatch):
     compiled, steps = [], []
     heard = jax.monitoring.register_event_duration_secs_listener

@@ -183,6 +183,7 @@ def learnt(devices, accumulate=1):
     return found, train_step, mesh
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does():
     """Statistics of the codebook, its revival and the discriminator's batch norms are those of the whole batch."""
     one, eight = learnt(1)[0], learnt(8)[0]
