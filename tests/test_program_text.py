@@ -22,6 +22,10 @@ ENTRY %main.5 (p: f32[8,128]) -> f32[8,128] {
   %p = f32[8,128]{1,0:T(8,128)} parameter(0)
   %copy-start.1 = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p)
   %copy-done.1 = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+  %slice-start.1 = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  %slice-done.1 = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)
+  %whole = f32[8,128]{1,0:T(8,128)} custom-call(%slice-done.1, %p), custom_call_target="ConcatBitcast", config={
+}}, metadata={op_name="which goes over two lines"}
   %f.2 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%copy-done.1, %p), kind=kLoop, calls=%fused.1
   %w = (s32[], f32[8,128]{1,0}) while(%t.1), body=%body, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%w), index=1
@@ -43,8 +47,8 @@ def test_instructions_run_as_often_as_their_loops_turn():
 
 
 def test_what_lies_in_the_chip_is_no_traffic():
-    # p is copied and is read by f.2, which writes half as much; in each turn x is read, and z written.
-    assert text.traffic(LOOPED) == ARRAY + (ARRAY + ARRAY // 2) + 5 * (ARRAY + ARRAY)
+    # p is copied, half of it again, and f.2 reads it and writes half as much; in each turn x is read, and z written.
+    assert text.traffic(LOOPED) == ARRAY + ARRAY // 2 + (ARRAY + ARRAY // 2) + 5 * (ARRAY + ARRAY)
 
 
 def test_a_collective_within_a_loop_counts_in_each_turn():

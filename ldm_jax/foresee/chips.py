@@ -63,8 +63,10 @@ SHAPES = {
     "tpu7x": ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8"),
 }
 GPUS = ("gpu", "cuda", "rocm", "a100", "h100", "h200", "b200", "gb200", "l4", "v100", "mi300")
-# libtpu would look for a TPU and for the machine that it is in.
-WITHOUT_TPU = dict(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+# libtpu would look for a TPU and for the machine that it is in, and would let one process alone have it.
+WITHOUT_TPU = dict(
+    TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
+)
 
 
 def peak(kind: str) -> float | None:

@@ -30,6 +30,7 @@ _STILL = {
     "after-all",
     "partition-id",
 }
+_SAME_PLACE = 'custom_call_target="ConcatBitcast"'  # arrays that lie side by side already
 _ENTERED = ("while", "call", "conditional")  # whose own operands are those of what they run
 _FUSED = ("fusion", "async-start")
 
@@ -61,7 +62,9 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             entry = within if header[1] else entry
         elif within and (match := _INSTRUCTION.match(line)):
             found[within].append(Instruction(*match.groups()))
-        elif line.startswith("}"):
+        elif (
+            line.rstrip() == "}"
+        ):  # an attribute may go over several lines, and such a line begin so
             within = ""
     return found, entry
 
@@ -99,7 +102,16 @@ def traffic(text: str) -> int:
     total, found = 0, computations(text)[0]
     shapes = {name: {one.name: one.shape for one in ones} for name, ones in found.items()}
     for one, times, within in running(text):
-        if one.kind in _STILL or one.kind in _ENTERED or one.kind.endswith("-done"):
+        if (
+            one.kind in (*_STILL, *_ENTERED)
+            or one.kind.endswith("-done")
+            or _SAME_PLACE in one.rest
+        ):
+            continue
+        if one.kind == "slice-start":  # its result names the whole, and then what is moved of it
+            size, *_ = arrays(one.shape)[1:]
+            whole, part = [not _ELSEWHERE.search(at) for _, _, at in _ARRAY.findall(one.shape)][:2]
+            total += times * size * (whole + part)
             continue
         if one.kind.endswith("-start"):  # its result names both what is read and what is written
             total += times * sum(arrays(one.shape, hbm=True))
