@@ -122,6 +122,8 @@ def test_a_new_decoder_for_an_encoder_that_keeps_its_bits(judged, tmp_path):
     for name, now, average, before in zip(
         tree.names(params), *map(jax.tree.leaves, (state.params, state.ema, params)), strict=True
     ):
+        if name == "disc/conv_out/bias":
+            continue  # real and fake pictures pull it equally while both lie within the hinge
         still = name.startswith(("gen/encoder", "gen/quant_conv", "gen/codebook"))
         assert np.array_equal(now, before) == still, name
         assert np.array_equal(average, before) == still, name

@@ -147,9 +147,11 @@ def transformer():
     """A DiT with a learned variance, conditioned on the class."""
     c = label()
     c.model = dict(name="dit.DiT", width=8, depth=2, heads=2, patch=2, variance=True)
-    c.path, c.target = dict(name="ddpm", schedule="linear", beta_start=1e-4, beta_end=0.02), "eps"
+    c.path = dict(name="ddpm", schedule="linear", beta_start=1e-4, beta_end=0.02)
+    c.target = dict(name="eps")
     c.objective.update(times="discrete", bound=0.001)
-    c.sampler.solver = dict(name="ddpm", variance="learned")
+    with c.ignore_type():
+        c.sampler.solver = dict(name="ddpm", variance="learned")
     return c
 
 
