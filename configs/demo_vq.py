@@ -42,12 +42,13 @@ def get_config():
         disc_weight=0.5,
     )
     c.optimizer = dict(
-        name="adamw",
-        lr=1e-3,
+        name="muon",
+        lr=0.02,
+        adam_lr=2e-3,
+        ns_steps=3,
         warmup=50,
         decay="cosine",
-        b1=0.5,
-        b2=0.9,
+        b2=0.99,
         weight_decay=0.0,
         ema=0.99,
     )

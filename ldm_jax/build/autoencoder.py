@@ -170,7 +170,9 @@ def _start(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Params]:
     at = given.get("checkpoint")
 
     def load(layouts):
-        params, step = checkpoints.load_ema(given["run"], there, everywhere, at)
+        params, step = checkpoints.load_ema(
+            given["run"], there, everywhere, at, updates.average_of(theirs)
+        )
         logging.warning("starts from step %d of %s", step, given["run"])
         if "disc" in ours and ours["disc"] != there.get("disc"):
             fresh = jax.jit(functools.partial(init, config), out_shardings=layouts)(key)

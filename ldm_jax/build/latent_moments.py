@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ldm_jax.build import autoencoder, parts, workdir
+from ldm_jax.build import autoencoder, parts, updates, workdir
 from ldm_jax.metrics import moments
 from ldm_jax.models import vq
 from ldm_jax.training import checkpoints, codebook, sharding
@@ -37,7 +37,9 @@ def latent_statistics(
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     shapes = jax.eval_shape(functools.partial(autoencoder.init, config), jax.random.key(0))
     everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    params, at = checkpoints.load_ema(directory, shapes, everywhere, step)
+    params, at = checkpoints.load_ema(
+        directory, shapes, everywhere, step, updates.average_of(config)
+    )
     of = autoencoder.model(config)
     fixed = dict(crop="center", flip=False, shuffle=False, repeat=False)
     pictures = parts.batches(config, source, (), batch=1, **fixed)
