@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data import boxed, maps
+from ldm_jax.data.beside import Beside
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.tables import existing, of_rows, read_json
 
@@ -80,7 +81,7 @@ def boxes(
     )
 
 
-def stuff(path: str | os.PathLike, *, split: str = "train") -> maps.Mapped:
+def stuff(path: str | os.PathLike, *, split: str = "train") -> Beside:
     """Pictures with maps of 182 classes of things and stuff; where there is none, the map is -1.
 
     Raises:

@@ -1,56 +1,20 @@
 """A folder of pictures and a folder of their maps of classes: a.jpg and a.png, grey or with a palette."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ldm_jax.data import folder as folders
 from ldm_jax.data import transforms
+from ldm_jax.data.beside import Beside
+from ldm_jax.data.examples import SEGMENTATION
 
 NONE = -1  # the class of a position that has none
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A `pipeline.Source` whose records also have `segmentation`, int32 [h w]; see `folder`."""
-
-    of: folders.Folder
-    name: str
-    fingerprint: str
-    maps: tuple[str, ...] = field(repr=False)  # files
-    void: int | None
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        labels = transforms.decode_labels(Path(self.maps[index]).read_bytes())
-        if self.void is not None:
-            labels = np.where(labels == self.void, NONE, labels)
-        return self.of[index] | {"segmentation": labels}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.of.classes
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (*self.of.fields, "segmentation")
-
-    def only(self, fields: Sequence[str]) -> Any:
-        """The same records, without maps where they are not asked for."""
-        return self if "segmentation" in fields else self.of.only(fields)
-
-    def name_of(self, index: int) -> str:
-        return self.of.name_of(index)
-
-    def captions(self) -> Iterator[str]:
-        return self.of.captions()
 
 
 def folder(
@@ -61,8 +25,10 @@ def folder(
     holdout: float = 0.05,
     convention: str = "none",
     void: int | None = None,
-) -> Mapped:
+) -> Beside:
     """The pictures below `path`, as `folder.folder` has them, each with its map below `maps`.
+
+    Records also have `segmentation`, int32 [h w].
 
     Args:
       void: the number that means no class in the maps; it becomes `NONE`.
@@ -83,4 +49,10 @@ def folder(
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
     digest.update(str(void).encode())
-    return Mapped(of, f"{of.name} with maps", digest.hexdigest(), tuple(map(str, files)), void)
+    read = functools.partial(_map, tuple(map(str, files)), void)
+    return Beside(of, f"{of.name} with maps", digest.hexdigest(), SEGMENTATION, read)
+
+
+def _map(files: Sequence[str], void: int | None, index: int) -> Int[np.ndarray, "h w"]:
+    labels = transforms.decode_labels(Path(files[index]).read_bytes())
+    return labels if void is None else np.where(labels == void, NONE, labels)

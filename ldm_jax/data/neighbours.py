@@ -9,55 +9,20 @@ its own. The search is exact, by cosine; its result is kept in an index, which `
     near     [n k]  the numbers of each one's neighbours, the nearest first
 """
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ldm_jax.data import folder as folders
+from ldm_jax.data.beside import Beside
 
 FIELD = "neighbours"
 AT_ONCE = 1024  # pictures whose neighbours are looked for at once
-
-
-@dataclass(frozen=True, eq=False)
-class Retrieved:
-    """A `pipeline.Source` whose records also have `neighbours`, float32 [k d]; see `folder`."""
-
-    of: folders.Folder
-    name: str
-    fingerprint: str
-    vectors: Float[np.ndarray, "n d"] = field(repr=False)
-    near: Int[np.ndarray, "m k"] = field(repr=False)  # of the folder's pictures
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.of[index] | {FIELD: self.vectors[self.near[index]].astype(np.float32)}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.of.classes
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (*self.of.fields, FIELD)
-
-    def only(self, fields: Sequence[str]) -> "Retrieved":
-        """The same records; the vectors are in memory, so there is nothing to save."""
-        return self
-
-    def name_of(self, index: int) -> str:
-        return self.of.name_of(index)
-
-    def captions(self) -> Iterator[str]:
-        return self.of.captions()
 
 
 def folder(
@@ -68,10 +33,10 @@ def folder(
     split: str = "all",
     holdout: float = 0.05,
     convention: str = "none",
-) -> Retrieved:
+) -> Beside:
     """The pictures below `path`, as `folder.folder` has them, with neighbours by an index of that folder.
 
-    Neighbours are of the whole folder, of whatever split.
+    Records also have `neighbours`, float32 [k d]: of the whole folder, of whatever split.
 
     Raises:
       FileNotFoundError: no such folder or index.
@@ -93,7 +58,14 @@ def folder(
     rows = near[[number[name] for name in of.files], :neighbours]
     digest = hashlib.sha256(of.fingerprint.encode())
     digest.update(vectors.tobytes() + np.ascontiguousarray(rows).tobytes())
-    return Retrieved(of, f"{of.name} with neighbours", digest.hexdigest(), vectors, rows)
+    read_one = functools.partial(_vectors, vectors, rows)
+    return Beside(of, f"{of.name} with neighbours", digest.hexdigest(), FIELD, read_one)
+
+
+def _vectors(
+    vectors: Float[np.ndarray, "n d"], near: Int[np.ndarray, "m k"], index: int
+) -> Float[np.ndarray, "k d"]:
+    return vectors[near[index]].astype(np.float32)
 
 
 def nearest(
