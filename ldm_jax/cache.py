@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from ldm_jax import cli
-from ldm_jax.data import examples, latents, pipeline
+from ldm_jax.data import examples, latents, pipeline, records
 
 THREADS = 16  # that read, where no worker processes do
 
@@ -96,7 +96,7 @@ def read(job: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
     Raises:
       ValueError: there are too many of those.
     """
-    bad = pipeline.BadRecords(job.source, job.max_bad_rate)
+    bad = records.BadRecords(job.source, job.max_bad_rate)
     if not numbers:
         return
     of = grain.MapDataset.source(job.views(numbers))

@@ -13,7 +13,7 @@ import pytest
 
 from ldm_jax import build, cache, codec
 from ldm_jax.build import diffusion, encoding, parts
-from ldm_jax.data import latents, pipeline
+from ldm_jax.data import latents, records
 from ldm_jax.training import sharding
 from tests import model_folders, tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -177,8 +177,8 @@ def test_a_picture_that_cannot_be_read_is_the_next_one(tmp_path):
     assert of[3]["caption"] == of[4]["caption"]
     config.data.max_bad_rate = 0.0
     source = parts.source(config)
-    assert isinstance(source, pipeline.Source)
-    assert isinstance(of, pipeline.Source)
+    assert isinstance(source, records.Source)
+    assert isinstance(of, records.Source)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax import conditioners
 from ldm_jax.build import conditioner
-from ldm_jax.data import neighbours, pipeline
+from ldm_jax.data import neighbours, pipeline, records
 from ldm_jax.quality import clip_score
 from tests import tiny
 
@@ -42,7 +42,7 @@ def test_a_picture_comes_with_its_neighbours_vectors(index):
     names, of, near = neighbours.read(index)
     np.testing.assert_allclose(np.linalg.norm(of.astype(np.float32), axis=1), 1, atol=1e-3)
     part = neighbours.folder(tiny.shared_pictures(), index, neighbours=3, split="train")
-    assert isinstance(part, pipeline.Source)
+    assert isinstance(part, records.Source)
     assert len(part) < len(names)
     i = names.index(part.of.files[2])
     np.testing.assert_array_equal(part[2]["neighbours"], of[near[i, :3]].astype(np.float32))

@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from ldm_jax.data import pipeline, tokenizer, transforms
+from ldm_jax.data import pipeline, records, tokenizer, transforms
 
 
 def png(pixels):
@@ -171,7 +171,7 @@ def test_worker_processes_give_the_same_stream(tmp_path):
     options = dict(source=Noise(broken=(3,)), tokenizer=vocabulary, length=6, flip=True)
     plain = make(**options, max_bad_rate=0.2)
     workers = make(**options, max_bad_rate=0.2, workers=2)
-    bad = pipeline.BadRecords(workers.source, 0.2)
+    bad = records.BadRecords(workers.source, 0.2)
     stream = workers.iterate(2, bad)
     for step, out in enumerate(itertools.islice(stream, 8), 2):
         expected = plain[step]
@@ -185,7 +185,7 @@ def test_a_broken_record_is_replaced_counted_and_named_once(monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
     batches = make(Noise(broken=(5, 6)), batch=10, max_bad_rate=0.5)
-    bad = pipeline.BadRecords(batches.source, 0.5)
+    bad = records.BadRecords(batches.source, 0.5)
     seen = []
     for out in itertools.islice(batches.iterate(0, bad), 8):
         assert "_bad" not in out
@@ -202,11 +202,11 @@ def test_too_many_broken_records_stop_the_run():
         for _ in itertools.islice(make(Noise(broken=(5, 6))).iterate(), 100):
             pass
     # One in five hundred is below the limit of one in a hundred, however long one looks.
-    bad = pipeline.BadRecords(Noise(broken=(7,)), 0.01)
+    bad = records.BadRecords(Noise(broken=(7,)), 0.01)
     for _ in range(50):
         bad.add(np.array([7] + [-1] * 499))
     assert (bad.seen, bad.bad) == (25_000, 50)
-    strict = pipeline.BadRecords(Noise(broken=(7,)), 0.0)
+    strict = records.BadRecords(Noise(broken=(7,)), 0.0)
     with pytest.raises(ValueError, match="1 of 500 records"):
         strict.add(np.array([7] + [-1] * 499))
 
@@ -260,12 +260,12 @@ def test_fields_must_be_numbers():
 
 
 def test_numbers_may_be_written_as_text():
-    assert pipeline.numbers("label", ["3", "4"], Noise()).tolist() == [3, 4]
-    assert pipeline.numbers("size", ["0.5", "4"], Noise()).dtype == np.float32
+    assert records.numbers("label", ["3", "4"], Noise()).tolist() == [3, 4]
+    assert records.numbers("size", ["0.5", "4"], Noise()).dtype == np.float32
     with pytest.raises(ValueError, match="whole numbers"):
-        pipeline.numbers("label", ["0.5"], Noise())
+        records.numbers("label", ["0.5"], Noise())
     with pytest.raises(ValueError, match="32 bits"):
-        pipeline.numbers("id", [2**40], Noise())
+        records.numbers("id", [2**40], Noise())
 
 
 def test_sizes_and_several_texts_are_fields():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data import coco, folder, imagenet, listed, maps, open_images, pipeline
+from ldm_jax.data import coco, folder, imagenet, listed, maps, open_images, pipeline, records
 
 SIDE = 16
 
@@ -31,7 +31,7 @@ def test_imagenet_folders_have_names_in_the_order_of_their_synsets(tmp_path):
     names = "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\n"
     written(tmp_path / "LOC_synset_mapping.txt", names)
     of = imagenet.imagenet(tmp_path)
-    assert isinstance(of, pipeline.Source)
+    assert isinstance(of, records.Source)
     assert of.classes == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
     assert [of[i]["label"] for i in range(len(of))] == [0, 1, 1, 2]
     batch = pipeline.batches(of, batch=4, size=8, seed=0, fields=("label",))[0]
@@ -182,7 +182,7 @@ def open_images_copy(root):
 def test_open_images_boxes_come_from_its_table(tmp_path):
     root = open_images_copy(tmp_path)
     of = open_images.open_images(root, split="validation")
-    assert isinstance(of, pipeline.Source)
+    assert isinstance(of, records.Source)
     assert of.classes == ("Tortoise", "Tree")
     assert Path(of.name_of(0)).name == "00000000000000aa.jpg"
     assert len(of) == 1  # the other has one box that is not too small
@@ -217,7 +217,7 @@ def test_maps_lie_beside_their_pictures(tmp_path):
         classes[:16] = 255
         Image.fromarray(classes).save(tmp_path / f"maps/{i}.png")
     of = maps.folder(tmp_path / "pictures", tmp_path / "maps", void=255)
-    assert isinstance(of, pipeline.Source)
+    assert isinstance(of, records.Source)
     options = dict(batch=4, size=(8, 12), seed=0, fields=("segmentation",))
     batch = pipeline.batches(of, **options)[0]
     assert batch["segmentation"].shape == (4, 8, 12, 1)

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from ldm_jax import codec, conditioners
 from ldm_jax.build import cached, diffusion, parts, pretrained, workdir
 from ldm_jax.build.sections import plain
-from ldm_jax.data import examples, latents
-from ldm_jax.data import pipeline as input_pipeline
+from ldm_jax.data import examples, latents, records
 from ldm_jax.pretrained import start
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
@@ -112,7 +111,7 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         encode_texts=found.texts and found.texts(rows),
         rows=rows,
         workers=options.get("workers", 0),
-        max_bad_rate=options.get("max_bad_rate", input_pipeline.MAX_BAD_RATE),
+        max_bad_rate=options.get("max_bad_rate", records.MAX_BAD_RATE),
     )
 
 

@@ -9,7 +9,7 @@ from ldm_jax.data import folder as folders
 
 @dataclass(frozen=True, eq=False)
 class Beside:
-    """A `pipeline.Source`: what `of` has, and the field `adds`, which `read(index)` makes; picklable if that is."""
+    """A `records.Source`: what `of` has, and the field `adds`, which `read(index)` makes; picklable if that is."""
 
     of: folders.Folder
     name: str

@@ -16,7 +16,7 @@ SMALLEST, FEWEST, MOST = 1e-4, 2, 30  # area of a box, and boxes in a picture: t
 
 @dataclass(frozen=True, eq=False)
 class Boxed:
-    """A `pipeline.Source` whose records have `boxes`: `layout.BOX` and what else is known of each.
+    """A `records.Source` whose records have `boxes`: `layout.BOX` and what else is known of each.
 
     The boxes of all pictures are one array, in the pictures' order: millions of them are quickly copied to workers.
     """

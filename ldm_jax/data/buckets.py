@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from ldm_jax.data import pipeline
+from ldm_jax.data import pipeline, records
 
 Size = tuple[int, int]  # (h, w)
 
@@ -85,7 +85,7 @@ def occupied(
 class Members:
     """Some records of a source, as a source."""
 
-    source: pipeline.Source
+    source: records.Source
     numbers: Int[np.ndarray, " n"] = field(repr=False)
     name: str
     fingerprint: str
@@ -115,7 +115,7 @@ class Members:
 class Bucketed:
     """`self[step]` is the batch of a step, of one of the buckets; see `bucketed`."""
 
-    source: pipeline.Source
+    source: records.Source
     sizes: tuple[Size, ...]
     streams: tuple[pipeline.Batches, ...] = field(repr=False)  # of each bucket
     batch: int
@@ -146,7 +146,7 @@ class Bucketed:
         return out
 
     def iterate(
-        self, start_step: int = 0, bad: pipeline.BadRecords | None = None
+        self, start_step: int = 0, bad: records.BadRecords | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
         """The batches from a step on; see `Batches.iterate`."""
         return pipeline.iterate(self, start_step, bad)
@@ -169,7 +169,7 @@ class Bucketed:
 
 
 def bucketed(
-    source: pipeline.Source,
+    source: records.Source,
     *,
     buckets: Sequence[Size],
     batch: int,

@@ -31,7 +31,7 @@ from array_record.python import array_record_data_source, array_record_module
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ldm_jax.data import examples, pipeline, transforms
+from ldm_jax.data import examples, records, transforms
 
 MOMENTS, CAPTION = "moments", "caption"
 BY_SIDE = (MOMENTS, examples.SIZES, "segmentation")  # of the picture, and of its mirror image
@@ -136,7 +136,7 @@ def _written(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cached:
-    """A split of a cache by number: a `pipeline.Source` whose records hold `moments` in place of a picture."""
+    """A split of a cache by number: a `records.Source` whose records hold `moments` in place of a picture."""
 
     name: str
     fingerprint: str
@@ -258,7 +258,7 @@ class Views:
     A record that cannot be shown is replaced as in the pipeline, and `_bad` says so.
     """
 
-    source: pipeline.Source
+    source: records.Source
     numbers: Sequence[int]  # of the records
     size: tuple[int, int]
     flips: int
@@ -269,7 +269,7 @@ class Views:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self.numbers[position])
-        at, example = pipeline.readable(self.source, index, self._both)
+        at, example = records.readable(self.source, index, self._both)
         return example | {"_bad": -1 if at == index else index}
 
     def _both(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -282,6 +282,6 @@ class Views:
         ]
         example = {"x": np.stack([side["x"] for side in sides])}
         for name in self.fields:
-            values = [pipeline.numbers(name, [side[name]], self.source)[0] for side in sides]
+            values = [records.numbers(name, [side[name]], self.source)[0] for side in sides]
             example[name] = np.stack(values) if name in BY_SIDE else values[0]
         return example | ({CAPTION: record[CAPTION]} if CAPTION in record else {})
