@@ -166,6 +166,20 @@ def compile_for(topology, *more):
     ]
 
 
+def refuse(given, monkeypatch):
+    """Calls `ldm_jax.compile`, whose flags no other call has set, and sees it end with status 2."""
+    from ldm_jax import cli
+    from ldm_jax import compile as entry
+
+    for name in entry.FLAGS:
+        entry.FLAGS[name].unparse()
+    argv = ["compile", *given]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as caught:
+        entry.main(cli.parse(entry.FLAGS, argv))
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("topology", "words"),
     [
@@ -176,18 +190,11 @@ def compile_for(topology, *more):
     ],
 )
 def test_a_topology_that_cannot_be_compiled_for_is_named(topology, words, capsys, monkeypatch):
-    from ldm_jax import cli
-    from ldm_jax import compile as entry
-
     find = chips.importlib.util.find_spec
     monkeypatch.setattr(
         chips.importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
     )
-    argv = ["compile", *compile_for(topology)]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit) as caught:
-        entry.main(cli.parse(entry.FLAGS, argv))
-    assert caught.value.code == 2
+    refuse(compile_for(topology), monkeypatch)
     assert words in sentence(capsys)
 
 
@@ -196,14 +203,7 @@ def test_a_topology_that_cannot_be_compiled_for_is_named(topology, words, capsys
     [("batch,layouts", "--search=layouts is unknown"), ("remat", "name batch too")],
 )
 def test_a_search_that_cannot_be_is_named(given, words, capsys, monkeypatch):
-    from ldm_jax import cli
-    from ldm_jax import compile as entry
-
-    argv = ["compile", *compile_for("v5e:2x2", f"--search={given}")]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit) as caught:
-        entry.main(cli.parse(entry.FLAGS, argv))
-    assert caught.value.code == 2
+    refuse(compile_for("v5e:2x2", f"--search={given}"), monkeypatch)
     assert words in sentence(capsys)
 
 
