@@ -76,7 +76,9 @@ def test_blocks_keep_no_weights_for_the_gradient():
 
 def mesh(platform, devices=1):
     device = AbstractDevice(platform, 1, platform)
-    return AbstractMesh((devices,), ("data",), abstract_device=device)
+    # Auto, as those of `sharding.make_mesh` are; newer versions of jax make others Explicit.
+    auto = (jax.sharding.AxisType.Auto,)
+    return AbstractMesh((devices,), ("data",), axis_types=auto, abstract_device=device)
 
 
 def loops_and_kernels(n, m, where=None, dtype=jnp.bfloat16, masked=False):
