@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     with cli.plain_errors():
         cli.nothing_more(argv, "a config value is set by --config.NAME=VALUE")
         cli.required(CONFIG, TOPOLOGY)
-        from ldm_jax.build import parts, variants
+        from ldm_jax.build import parts, updates, variants
         from ldm_jax.foresee import chips
 
         over = _searched(SEARCH.value)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         ways = variants.variants(CONFIG.value, FIRST_STAGE.value, devices, over)
         rows = parts.data(CONFIG.value)["batch"]
         if over or BATCH.value is not None:
-            rows = (BATCH.value or parts.optimizer_of(CONFIG.value)[2]) * len(devices)
+            rows = (BATCH.value or updates.optimizer_of(CONFIG.value)[2]) * len(devices)
         for way in ways:
             way.program(WHAT.value, rows)  # says what does not divide
         choices = variants.choices(ways, WHAT.value, chip)

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import parts, plan
+from ldm_jax.build import parts, plan, updates
 from ldm_jax.flops import flops
 from ldm_jax.foresee import memory
 from ldm_jax.foresee.chips import Chip
@@ -90,7 +90,7 @@ def choices(of: Sequence[Variant], what: str, chip: Chip) -> list[Choice]:
 def _foreseen(of: Variant, what: str) -> tuple[memory.Trace, float]:
     """The trace of a device's part, and the operations of a row."""
     one = sharding.make_mesh(devices=[of.mesh.devices.flat[0]])
-    _, _, times = parts.optimizer_of(of.config)
+    _, _, times = updates.optimizer_of(of.config)
 
     def make(rows):
         program = plan.program(of.config, of.of, one, what, rows)
@@ -103,7 +103,7 @@ def _foreseen(of: Variant, what: str) -> tuple[memory.Trace, float]:
 
 def _choice(of: Variant, foreseen: tuple[memory.Trace, float], what: str, chip: Chip) -> Choice:
     trace, operations = foreseen
-    device, times = chip.of_device(), parts.optimizer_of(of.config)[2]
+    device, times = chip.of_device(), updates.optimizer_of(of.config)[2]
     small, large = (of.program(what, n * times * of.mesh.size).inputs for n in (1, 2))
     at, to = memory.of_inputs(small), memory.of_inputs(large)
     kept = [leaf for k in small.keys() - OF_ROWS for leaf in jax.tree.leaves(small[k])]
