@@ -75,3 +75,16 @@ def test_the_encoder_starts_as_its_embeddings():
     x = tables["token"]["embedding"][IDS] + tables["position"][: IDS.shape[1]]
     normed = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(encode(params, IDS), normed, atol=1e-4)
+
+
+def test_positions_may_start_as_sinusoids():
+    model = text.TextTransformer(**SMALL | dict(embedding_std=0.5, position_period=100.0))
+    started = model.init(jax.random.key(0), IDS)["params"]["position"]
+    n, i = np.arange(8)[:, None], np.arange(12)
+    angle = n * 100.0 ** (-i / 12)
+    expected = 0.5**0.5 * np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    np.testing.assert_allclose(started, expected, atol=1e-6)
+    # Every position is as large, and neighbours are as far apart wherever they are.
+    np.testing.assert_allclose((started**2).mean(1), 0.5**2, rtol=1e-5)
+    apart = ((started[1:] - started[:-1]) ** 2).sum(1)
+    np.testing.assert_allclose(apart, apart[0], rtol=1e-4)

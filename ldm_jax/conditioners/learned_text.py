@@ -26,6 +26,7 @@ class Text(nn.Module):
     heads: int = 8
     head_dim: int = 64
     embedding_std: float = 0.02
+    position_period: float | None = None
     null: Sequence[int] = ()  # ids of the empty prompt, without its padding
     pad: int = 0
     mask_padding: bool = False
@@ -61,6 +62,7 @@ class Text(nn.Module):
             heads=self.heads,
             head_dim=self.head_dim,
             embedding_std=self.embedding_std,
+            position_period=self.position_period,
             dtype=self.dtype,
             remat=self.remat,
             name="encoder",

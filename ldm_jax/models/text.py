@@ -11,13 +11,15 @@ around `Encoder` in `ldm/modules/x_transformer.py` of CompVis/latent-diffusion w
 its `BERTEmbedder`; the head that predicts tokens is not built, since nothing reads it.
 """
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ldm_jax.nn import attention, conv, once
+from ldm_jax.nn import attention, conv, embeddings, once
 
 
 class Layer(nn.Module):
@@ -59,6 +61,7 @@ class TextTransformer(nn.Module):
     heads: int = 8
     head_dim: int = 64
     embedding_std: float = 0.02  # of token and position embeddings at the start
+    position_period: float | None = None  # positions start as sinusoids; None: random
     dtype: Any = jnp.float32
     remat: bool | str = False  # recompute each layer in the backward pass; or a name of `once.KEEP`
 
@@ -81,9 +84,19 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(
             self.vocab, self.width, embedding_init=normal, dtype=self.dtype, name="token"
         )
-        position = self.param("position", normal, (self.length, self.width))
+        position = self.param("position", self._positions, (self.length, self.width))
         x = embed(ids) + position[:n].astype(self.dtype)
         layer = once.once(Layer, self.remat)
         for i in range(self.layers):
             x = layer(self.heads, self.head_dim, self.dtype, name=f"layer_{i}")(x, mask)
         return nn.LayerNorm(epsilon=attention.LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)
+
+    def _positions(self, key: jax.Array, shape: tuple[int, int]) -> Float[Array, "n d"]:
+        """The embeddings of positions at the start: random, or sinusoids of periods 2 pi to 2 pi `position_period`.
+
+        With sinusoids "the token before this one" is a rotation of a token's embedding, the same everywhere.
+        """
+        if self.position_period is None:
+            return nn.initializers.normal(self.embedding_std)(key, shape)
+        waves = embeddings.places(shape[:1], shape[1], self.position_period)
+        return jnp.asarray(math.sqrt(2) * self.embedding_std * waves, jnp.float32)
