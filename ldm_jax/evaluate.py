@@ -83,7 +83,7 @@ EMA = flags.DEFINE_string(
 BPD_STEPS = flags.DEFINE_integer(
     "bpd_steps",
     None,
-    "noise levels of bpd; None: all of a ddpm table, 250 otherwise",
+    "noise levels of bpd; None: all of a ddpm table, 1000 otherwise",
     lower_bound=2,
     flag_values=FLAGS,
 )

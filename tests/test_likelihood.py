@@ -55,11 +55,14 @@ def bits(of, steps=None):
     return likelihood.figures(of, drawn(), *given)
 
 
-@pytest.mark.parametrize("path", [paths.rectified_flow(), paths.ddpm("linear", 1e-4, 0.02)])
-def test_bits_of_pixels_are_just_above_their_entropy(path):
+@pytest.mark.parametrize(
+    ("path", "within"), [(paths.rectified_flow(), 0.06), (paths.ddpm("linear", 1e-4, 0.02), 0.7)]
+)
+def test_bits_of_pixels_are_just_above_their_entropy(path, within):
+    """The levels of DDPM's table lie far apart at the clean end."""
     of = Exact(codec.identity(), WIDTH, {}, path)
     found = bits(of)
-    assert entropy(WIDTH) + LEVELS < found["bpd"] < entropy(WIDTH) + LEVELS + 0.25
+    assert entropy(WIDTH) + LEVELS < found["bpd"] < entropy(WIDTH) + LEVELS + within
     parts = found["bpd_prior"] + found["bpd_transitions"] + found["bpd_decoder"]
     assert found["bpd"] == pytest.approx(parts)
     if path.steps is None:

@@ -29,8 +29,8 @@ from ldm_jax.quality.pictures import Pictures
 from ldm_jax.training import processes, sharding
 
 STDS = 2.0 ** np.arange(-9.0, 1.0, 0.25)  # of a picture in [-1, 1]
-LEAST = 0.002  # the last noisy level, sigma / alpha: a quarter of the distance of two of 256 levels
-STEPS = 250
+LEAST = 0.01  # the last noisy level, sigma / alpha; that of Ho et al. 2020
+STEPS = 1000
 
 
 def levels(pipeline: Pipeline, steps: int | None) -> Point:
