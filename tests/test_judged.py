@@ -11,7 +11,6 @@ from ldm_jax.training import checkpoints, guards, loop
 from ldm_jax.training.run import Periodic
 from tests import tiny
 from tests.test_loop import linear_run, restored
-from tests.test_quality import random_network
 from tests.tiny import assert_equal, losses, metrics, quick_compiles  # noqa: F401 (a fixture)
 
 
@@ -62,9 +61,9 @@ def test_the_best_by_such_a_metric_stays_and_none_better_ends_the_run(tmp_path):
     assert int(restored(linear_run(), tmp_path / "wrong").step) == 2
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return f"shapes:{random_network(tmp_path_factory.mktemp('judged') / 'shapes.safetensors')}"
+@pytest.fixture
+def shapes():
+    return tiny.shared_features()
 
 
 def config_of(kind, shapes, **section):
@@ -184,9 +183,9 @@ def test_a_run_that_is_measured_trains_to_the_same_bits(kind, shapes, tmp_path):
 
     out = tmp_path / "out.json"
     names = ",".join(config.evaluation.metrics)
-    argv = ["--workdir", tmp_path / "measured", "--metrics", names, "--n", 16, "--out", out]
+    argv = ["--workdir", tmp_path / "measured", "--metrics", names, "--n", 16, "--batch", 8]
     if kind != "autoencoder":
         argv += ["--features", shapes, "--kid_subset", 8]
-    assert tiny.call("ldm_jax/evaluate", *argv) == 0
+    assert tiny.call("ldm_jax/evaluate", *argv, "--out", out) == 0
     found = json.loads(out.read_text())[figure.removeprefix("evaluation/")]
     assert found == pytest.approx(told(tmp_path / "measured", figure)[4], rel=2e-3, abs=2e-3)
