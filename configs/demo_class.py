@@ -1,7 +1,7 @@
 """A class-conditional U-Net on `shapes`, in the latents of configs/demo_autoencoder.py, on two CPU cores.
 
     python train.py --config configs/demo_class.py --workdir runs/demo/class
-    python -m ldm_jax.evaluate --workdir runs/demo/class --metrics labels
+    python -m ldm_jax.evaluate --workdir runs/demo/class --metrics condition
 
 The twin of configs/imagenet_f4.py; a class is the colour and shape of the object that a picture's caption names first.
 """

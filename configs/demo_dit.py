@@ -1,7 +1,7 @@
 """A class-conditional DiT on `shapes`, in the latents of configs/demo_autoencoder.py, on two CPU cores.
 
     python train.py --config configs/demo_dit.py --workdir runs/demo/dit
-    python -m ldm_jax.evaluate --workdir runs/demo/dit --metrics labels
+    python -m ldm_jax.evaluate --workdir runs/demo/dit --metrics condition
 
 The twin of configs/imagenet_dit.py, on straight paths as configs/demo.py. Classes as in configs/demo_class.py.
 """

@@ -3,6 +3,7 @@
     python -m ldm_jax.benchmark latent-vs-pixel --size 64 --width 64 --batch 8
     python -m ldm_jax.benchmark sampler --help           # how fast models draw, also against diffusers
     python -m ldm_jax.benchmark train --help             # how fast models train, also against diffusers
+    python -m ldm_jax.benchmark families --help          # a VAE, a GAN, diffusion on pixels and on latents
 
 The network is the same one, with the same number of parameters, on 3-channel pixels, f4 and f8 latents. A latent train
 step includes encoding, latent sampling includes decoding. Weights are random: time does not depend on them. FLOPs are
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from ldm_jax import cli, codec, heap
 from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, times, weightings
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.measure import sampler, train
+from ldm_jax.measure import families, sampler, train
 from ldm_jax.models import autoencoder, unet
 from ldm_jax.tasks import Sampling, make_sampler
 from ldm_jax.training import diffusion_loss, optimizer, sharding, step
@@ -169,7 +170,7 @@ def of_models(benchmark: Any) -> None:
     benchmark.main(asked)
 
 
-OF_MODELS = {"sampler": sampler, "train": train}
+OF_MODELS = {"families": families, "sampler": sampler, "train": train}
 BENCHMARKS = {"latent-vs-pixel": latent_vs_pixel} | {
     name: functools.partial(of_models, module) for name, module in OF_MODELS.items()
 }

@@ -10,9 +10,11 @@ Without --metrics a run on `shapes` is judged by the rules of `quality/prompts.p
 import json
 import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 
 from ldm_jax import cli
@@ -29,7 +31,7 @@ REFERENCE = flags.DEFINE_string(
 METRICS = flags.DEFINE_list(
     "metrics",
     ["prompts"],
-    "of prompts, labels, condition, fid, sfid, kid, is, prdc, swd, clip, psnr, ssim, lpips, rfid",
+    "of prompts, condition, fid, sfid, kid, is, prdc, swd, clip, bpd, psnr, ssim, lpips, rfid",
     flag_values=FLAGS,
 )
 FEATURES = flags.DEFINE_string(
@@ -78,8 +80,18 @@ CHECKPOINT = flags.DEFINE_integer(
 EMA = flags.DEFINE_string(
     "ema", None, "which of a run's averages, by name; None: the first", flag_values=FLAGS
 )
+BPD_STEPS = flags.DEFINE_integer(
+    "bpd_steps",
+    None,
+    "noise levels of bpd; None: all of a ddpm table, 1000 otherwise",
+    lower_bound=2,
+    flag_values=FLAGS,
+)
 OF_PROMPTS, OF_RUN = 256, 1000  # pictures where --n is not given
-OF_SHAPES = ("prompts", "labels", "condition")  # metrics by the rules of `shapes`
+OF_SHAPES = ("prompts", "condition")  # metrics by the rules of `shapes`
+OF_MODEL = (*OF_SHAPES, "bpd", "rfid")  # of a trained model
+OF_AUTOENCODER = ("rfid", "psnr", "ssim", "lpips")
+Job = Callable[[], dict[str, Any]]
 
 
 def check_flags() -> None:
@@ -91,7 +103,7 @@ def check_flags() -> None:
     from ldm_jax.build.sections import did_you_mean
     from ldm_jax.quality import scores
 
-    known = (*OF_SHAPES, *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip", "rfid")
+    known = (*OF_MODEL, *scores.METRICS, *scores.PAIRS, scores.PATCHES, "clip")
     for name in METRICS.value:
         if name not in known:
             raise ValueError(f"there is no metric {name!r}{did_you_mean(name, known)}")
@@ -101,7 +113,7 @@ def check_flags() -> None:
         raise ValueError("give either --workdir, a run of train.py, or --images, a folder")
     if IMAGES.value is None:
         return
-    if of_run := sorted({*OF_SHAPES, "rfid"} & set(METRICS.value)):
+    if of_run := sorted({*OF_MODEL} & set(METRICS.value)):
         raise ValueError(
             f"the metrics {of_run} are of a trained model: give --workdir, or other --metrics"
         )
@@ -111,12 +123,33 @@ def check_flags() -> None:
         )
 
 
-def folders() -> Any:
-    """The subject of --images and --reference."""
+def judge(subject: Any, metrics: Sequence[str]) -> Job:
+    """What measures the metrics that `quality.judging` knows."""
+    from ldm_jax.quality import judging
+    from ldm_jax.training import sharding
+
+    ask = judging.Asked(
+        tuple(metrics),
+        features=FEATURES.value,
+        weights=tuple(WEIGHTS.value),
+        lpips=tuple(LPIPS.value),
+        clip=CLIP.value,
+        resize=RESIZE.value,
+        statistics=REFERENCE.value if (REFERENCE.value or "").endswith(".npz") else None,
+        save=SAVE_STATS.value,
+        subset=KID_SUBSET.value,
+        batch=BATCH.value,
+    )
+    return judging.prepare(ask, subject, sharding.make_mesh())
+
+
+def of_folders() -> list[Job]:
+    """Of --images and --reference."""
     from ldm_jax.quality import pictures, subjects
 
     images = pictures.of_folder(IMAGES.value, SIZE.value)
-    return subjects.of_folders(images.first(N.value or images.count), reference_pictures())
+    subject = subjects.of_folders(images.first(N.value or images.count), reference_pictures())
+    return [judge(subject, METRICS.value)]
 
 
 def reference_pictures() -> Any:
@@ -128,16 +161,82 @@ def reference_pictures() -> Any:
     return pictures.of_folder(REFERENCE.value, SIZE.value)
 
 
-def model(pipeline: Any, sampling: Any) -> Any:
-    """The subject of --workdir."""
-    from ldm_jax import build, media
-    from ldm_jax.quality import pictures, subjects
+def of_autoencoder() -> tuple[list[Job], dict[str, Any]]:
+    """Of --workdir, an autoencoder's; and what is told beside."""
+    from ldm_jax import build
+    from ldm_jax.quality import subjects
 
-    count = N.value or OF_RUN
-    of = build.validation(WORKDIR.value, pipeline, count)
-    original = pictures.Pictures(of.name, count, lambda i: media.to_uint8(of.picture(i)))
-    given = (reference_pictures(), original, of.conditions, of.captions)
-    return subjects.of_model(pipeline, sampling, *given, SEED.value)
+    if other := sorted(set(METRICS.value) - {*OF_AUTOENCODER}):
+        raise ValueError(
+            f"the metrics {other} are of a diffusion model, and {WORKDIR.value} holds an autoencoder; "
+            f"choose of {', '.join(OF_AUTOENCODER)}"
+        )
+    idle = dict(guidance=GUIDANCE.value, steps=STEPS.value, reference=REFERENCE.value)
+    if given := [f"--{name}" for name, value in idle.items() if value is not None]:
+        raise ValueError(
+            f"an autoencoder's reconstructions are compared with their originals; leave out {', '.join(given)}"
+        )
+    stage = build.first_stage(WORKDIR.value, CHECKPOINT.value, EMA.value)
+    original = build.validation(WORKDIR.value, N.value or OF_RUN).pictures()
+    subject = subjects.of_autoencoder(lambda: stage.reconstruct, original, BATCH.value)
+    return [judge(subject, METRICS.value)], {"step": stage.step}
+
+
+def of_diffusion() -> tuple[list[Job], dict[str, Any]]:
+    """Of --workdir, a diffusion model's; and what is told beside."""
+    from ldm_jax import build
+    from ldm_jax.quality import conditions, likelihood, prompts, subjects
+
+    where, seed, found = Path(WORKDIR.value), SEED.value, []
+    pipeline = build.pipeline(where, CHECKPOINT.value, EMA.value)
+    given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
+    override = {k: v for k, v in given.items() if v is not None}
+    sampling = build.sampling(where, pipeline, **override)
+    if "prompts" in METRICS.value:
+        count = N.value or OF_PROMPTS
+        splits = {
+            "seen": build.examples(where, "validation", count),
+            "unseen": build.examples(where, "unseen", count),
+        }
+        found.append(lambda: prompts.figures(pipeline, sampling, splits, seed, where))
+    if "condition" in METRICS.value:
+        shown = build.validation(where, N.value or OF_PROMPTS, pipeline)
+        conditions.check(pipeline, shown.captions is not None)
+
+        def condition():
+            real = np.stack([shown.picture(i) for i in range(shown.count)])
+            captions = shown.captions and shown.captions()
+            given = (real, shown.conditions(), captions, seed, where)
+            return conditions.figures(pipeline, sampling, *given)
+
+        found.append(condition)
+    of = (
+        build.validation(where, N.value or OF_RUN, pipeline)
+        if {*METRICS.value} - {*OF_SHAPES}
+        else None
+    )
+    if "bpd" in METRICS.value:
+        likelihood.check(pipeline)
+        points = likelihood.levels(pipeline, BPD_STEPS.value)
+
+        def bits():
+            given = (of.pictures(), of.conditions(), points, seed, BATCH.value)
+            return likelihood.figures(pipeline, *given)
+
+        found.append(bits)
+    if rest := [name for name in METRICS.value if name not in (*OF_SHAPES, "bpd")]:
+        subject = subjects.of_model(
+            lambda: pipeline,
+            sampling,
+            reference_pictures(),
+            of.pictures(),
+            of.conditions,
+            of.captions,
+            seed,
+            BATCH.value,
+        )
+        found.append(judge(subject, rest))
+    return found, {"step": pipeline.step} | dict(sampling.about)
 
 
 def main(argv: list[str]) -> None:
@@ -146,74 +245,19 @@ def main(argv: list[str]) -> None:
         cli.nothing_more(argv, "all are flags")
         check_flags()
         from ldm_jax import build
-        from ldm_jax.quality import judging
+        from ldm_jax.quality.pictures import Unusable
 
-        about: dict[str, Any] = {}
-        ask = judging.Asked(
-            tuple(name for name in METRICS.value if name not in OF_SHAPES),
-            features=FEATURES.value,
-            weights=tuple(WEIGHTS.value),
-            lpips=tuple(LPIPS.value),
-            clip=CLIP.value,
-            resize=RESIZE.value,
-            statistics=REFERENCE.value if (REFERENCE.value or "").endswith(".npz") else None,
-            save=SAVE_STATS.value,
-            subset=KID_SUBSET.value,
-            batch=BATCH.value,
-        )
-        splits, labelled, subject, shown = None, None, None, None
-        if WORKDIR.value is not None:
-            pipeline = build.pipeline(WORKDIR.value, CHECKPOINT.value, EMA.value)
-            given = dict(guidance=GUIDANCE.value, steps=STEPS.value)
-            override = {k: v for k, v in given.items() if v is not None}
-            sampling = build.sampling(WORKDIR.value, pipeline, **override)
-            about = {"step": pipeline.step} | dict(sampling.about)
-            if "prompts" in METRICS.value:
-                count = N.value or OF_PROMPTS
-                splits = {
-                    "seen": build.examples(WORKDIR.value, "validation", count),
-                    "unseen": build.examples(WORKDIR.value, "unseen", count),
-                }
-            if "labels" in METRICS.value:
-                labelled = build.labelled(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
-            if "condition" in METRICS.value:
-                from ldm_jax.quality import conditions
-
-                conditions.field_of(pipeline)
-                shown = build.validation(WORKDIR.value, pipeline, N.value or OF_PROMPTS)
-                if shown.captions is None:
-                    raise ValueError(
-                        f"the metric condition reads pictures of shapes, and {shown.name} has no captions to tell which"
-                    )
-            if ask.metrics:
-                subject = model(pipeline, sampling)
+        if WORKDIR.value is None:
+            jobs, about = of_folders(), {}
+        elif build.kind(WORKDIR.value) == "autoencoder":
+            jobs, about = of_autoencoder()
         else:
-            subject = folders()
-        judge = judging.prepare(ask, subject) if ask.metrics else None
-
+            jobs, about = of_diffusion()
     figures: dict[str, Any] = {}
-    if splits is not None:
-        from ldm_jax.quality import prompts
-
-        where = Path(WORKDIR.value)
-        figures |= prompts.figures(pipeline, sampling, splits, SEED.value, where)
-        figures["prompts"] = len(splits["seen"][1])
-    if labelled is not None:
-        from ldm_jax.quality import labels
-
-        figures |= labels.figures(pipeline, sampling, *labelled, SEED.value, Path(WORKDIR.value))
-        figures["labels"] = len(labelled[1])
-    if shown is not None:
-        import numpy as np
-
-        captions = shown.captions()
-        real = np.stack([shown.picture(i) for i in range(len(captions))])
-        given = (real, shown.conditions(), captions, SEED.value, Path(WORKDIR.value))
-        figures |= conditions.figures(pipeline, sampling, *given)
-    if judge is not None:
+    for job in jobs:
         try:
-            figures |= judge()
-        except judging.Unusable as error:
+            figures |= job()
+        except Unusable as error:
             cli.fail(str(error))
     report(figures | about)
 

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from ldm_jax import heatmaps
+from ldm_jax.codec import Codec
 from ldm_jax.latent_diffusion import PICTURES, LatentDiffusion
 from ldm_jax.nn import taps
 from ldm_jax.tasks import TEXT, Drawn, Sampling, make_sampler, make_stepwise, walked
-from ldm_jax.training import sharding
+from ldm_jax.training import processes, sharding
 from ldm_jax.types import Params
 
 REMEDIES = {
@@ -95,15 +96,9 @@ class Pipeline:
     def reconstruct(
         self, x: Float[np.ndarray, "n *space c"], size: int = 64
     ) -> Float[np.ndarray, "n *space c"]:
-        """What the codec keeps of the data: encoded (a posterior is sampled as in training) and decoded."""
-
-        @jax.jit
-        def there_and_back(arrays, x, key):
-            return self.model.codec.decode(arrays, self.model.codec.encode(arrays, x, key))
-
-        starts = range(0, len(x), size)
-        parts = [there_and_back(self.arrays, x[i : i + size], jax.random.key(i)) for i in starts]
-        return np.concatenate([np.asarray(part) for part in parts])
+        """What the codec keeps of the data, see `reconstructed`; `size` at once, or all."""
+        given = (self.model.codec, self.arrays, self.mesh)
+        return reconstructed(*given, x, min(size, len(x)))
 
     def provenance(self, sampling: Sampling) -> dict[str, str]:
         """Where a sample comes from: the model's arrays and config by their hashes, and the sampler's settings."""
@@ -195,7 +190,7 @@ class Pipeline:
             many = -(-n // chunk)
 
             def place(fields, rows):
-                return sharding.place(
+                return sharding.spread(
                     self.mesh, jax.tree.map(lambda field: np.asarray(field)[rows], fields)
                 )
 
@@ -209,7 +204,7 @@ class Pipeline:
                 against = None if negative is None else place(negative, rows)
                 drawn = draw(number, many, (*given, scale, numbers, against, *of_task))
                 kept = min(chunk, n - start)
-                found = {k: np.asarray(v) for k, v in drawn._asdict().items() if v is not None}
+                found = {k: processes.fetch(v) for k, v in drawn._asdict().items() if v is not None}
                 yield Drawn(
                     **{k: v[:, :kept] if k == "film" else v[:kept] for k, v in found.items()}
                 )
@@ -227,3 +222,41 @@ class Pipeline:
             return chunks(batch, seeds, negative, task)
 
         return draw
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """A trained autoencoder by itself."""
+
+    codec: Codec
+    arrays: Params
+    mesh: Mesh
+    step: int  # of the checkpoint
+
+    def reconstruct(
+        self, x: Float[np.ndarray, "n *space c"], size: int = 64
+    ) -> Float[np.ndarray, "n *space c"]:
+        """What it keeps of the data, see `reconstructed`; `size` at once, or all."""
+        return reconstructed(self.codec, self.arrays, self.mesh, x, min(size, len(x)))
+
+
+def reconstructed(
+    codec: Codec, arrays: Params, mesh: Mesh, x: Float[np.ndarray, "n *space c"], size: int
+) -> Float[np.ndarray, "n *space c"]:
+    """Data, encoded (a posterior is sampled as in training) and decoded, `size` at once.
+
+    One program for all data of a shape. Of several processes each has all data, and gets all of them back.
+    """
+    chunk = sharding.round_up(size, mesh)
+    there_and_back, found = _there_and_back(codec), []
+    for start in range(0, len(x), chunk):
+        rows = np.arange(start, start + chunk) % len(x)  # the last chunk is filled up and cut
+        placed = sharding.spread(mesh, {"x": x[rows]})["x"]
+        made = there_and_back(arrays, placed, jax.random.key(start))
+        found.append(processes.fetch(made)[: len(x) - start])
+    return np.concatenate(found)
+
+
+@functools.lru_cache(maxsize=8)
+def _there_and_back(codec: Codec) -> Callable[..., jax.Array]:
+    return jax.jit(lambda arrays, x, key: codec.decode(arrays, codec.encode(arrays, x, key)))

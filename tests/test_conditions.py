@@ -1,14 +1,21 @@
 """How a model's condition is judged on `shapes`, on pictures whose content is known."""
 
 import functools
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ldm_jax import media
 from ldm_jax.data import degradation, masks, transforms
-from ldm_jax.data.shapes import draw, scene, vocabulary
+from ldm_jax.data.shapes import draw, scene, shapes_dataset_builder, vocabulary
+from ldm_jax.diffusion import solvers
+from ldm_jax.diffusion.process import Point
+from ldm_jax.metrics.caption_reader import Claim
+from ldm_jax.pipeline import Pipeline
 from ldm_jax.quality import conditions
+from ldm_jax.tasks import Drawn, Sampling
 
 WORLD = vocabulary.SIMPLE
 SHAPES = WORLD.shapes
@@ -71,3 +78,72 @@ def test_small_pictures_are_compared_with_bicubic_ones():
     assert 20 < found.figures["psnr_bicubic"] < 30
     bicubic = transforms.to_unit(found.shown)
     assert conditions.enlarged(real, bicubic, {"small": small}, SHAPES).figures["psnr_gain"] == 0
+
+
+def classes(n):
+    """Pictures and the names of their classes, as the builder of the data makes them."""
+    world, found = WORLD, []
+    for i in range(n):
+        made = shapes_dataset_builder.example(world, "validation", i)
+        image, _ = draw.render(scene.sample(world, "validation", i), SHAPES)
+        found.append((image, made["label"]))
+    images, names = zip(*found, strict=True)
+    return transforms.to_unit(np.stack(images)), list(names)
+
+
+def test_a_class_is_one_colour_and_shape():
+    assert conditions.claims_of(["red cross"]) == [Claim("red", "cross")]
+    with pytest.raises(ValueError, match="'red cross and blue square' names 2 objects"):
+        conditions.claims_of(["red cross and blue square"])
+    with pytest.raises(ValueError, match="needs classes that have names"):
+        conditions.claims_of(None)
+
+
+def test_real_pictures_show_their_class_and_few_show_another():
+    real, names = classes(40)
+    found = conditions.classed(real, real, {"named": names}, SHAPES)
+    assert found.figures["accuracy"] == found.figures["accuracy_real"] >= 0.95
+    assert found.figures["accuracy_other"] < 0.3
+    assert found.said == names
+
+
+class Known(Pipeline):
+    """A model whose samples are known."""
+
+    def __init__(self, fields, drawn=None, classes=None):
+        values = dict(model=SimpleNamespace(fields=fields), classes=classes, drawn=drawn)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def drawer(self, sampling):
+        def drawn(batch, seeds, task):
+            assert set(batch) == {"label"}
+            assert seeds == list(range(7, 19))
+            for i in range(0, 12, 4):
+                yield Drawn(self.drawn[i : i + 4])
+
+        return drawn
+
+
+def test_the_figures_of_a_model_that_draws_half_of_its_classes(tmp_path):
+    real, names = classes(12)
+    drawn = real.copy()
+    drawn[6:] = 0.0  # grey: nothing is there
+    known = sorted(set(names))
+    batch = {"label": np.array([known.index(name) for name in names], np.int32)}
+    sampling = Sampling(solvers.euler(), Point(*(jnp.ones(2),) * 3))
+    of = Known(("label",), drawn, tuple(known))
+    found = conditions.figures(of, sampling, real, batch, None, 7, tmp_path)
+    half = conditions.classed(real[:6], real[:6], {"named": names[:6]}, SHAPES).figures
+    assert found["accuracy"] == half["accuracy"] / 2
+    assert (found["passed"], found["conditions"]) == (False, 12)
+    assert found["accuracy_real"] >= 0.9
+    assert (tmp_path / "evaluation_condition.png").is_file()
+
+
+def test_models_that_cannot_be_judged_are_named():
+    with pytest.raises(ValueError, match=r"this one reads \['tokens'\]; leave it out"):
+        conditions.check(Known(("tokens",)), captions=True)
+    with pytest.raises(ValueError, match="has no captions to tell which"):
+        conditions.check(Known(("hole", "masked")), captions=False)
+    assert conditions.check(Known(("hole", "masked")), captions=True) == "hole"

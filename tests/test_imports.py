@@ -31,12 +31,12 @@ LAYERS = {
     "tasks": 7,
     "pipeline": 8,
     "pretrained": 8,
-    "build": 9,
-    "cli": 9,
-    "measure": 10,
-    "quality": 10,
+    "quality": 9,
+    "build": 10,
+    "cli": 10,
+    "measure": 11,
 }
-ENTRY = 11  # benchmark, demo, evaluate, ...
+ENTRY = 12  # benchmark, demo, evaluate, ...
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

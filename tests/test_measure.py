@@ -232,7 +232,7 @@ def test_a_comparison_needs_what_it_compares_with(monkeypatch):
 
 def test_benchmarks_by_name(monkeypatch, capsys):
     for argv, message in (
-        (["samplers"], "name a benchmark: ['latent-vs-pixel', 'sampler', 'train']"),
+        (["samplers"], "name a benchmark: ['families', 'latent-vs-pixel', 'sampler', 'train']"),
         (["sampler", "--stepps=3"], "unknown arguments ['--stepps=3']"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -260,7 +260,7 @@ def test_models_with_other_conditions_are_sampled(kind, tmp_path):
     from ldm_jax import build
 
     pipeline = build.pipeline(tiny.shared_model(kind))
-    of = build.validation(tiny.shared_model(kind), pipeline, 6)
+    of = build.validation(tiny.shared_model(kind), 6, pipeline)
     assert of.picture(5).shape == (16, 16, 3)
     assert (of.captions is None) == (kind == "label")
     made = of.conditions()

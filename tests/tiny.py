@@ -122,6 +122,14 @@ def pixels():
     return c
 
 
+def judged():
+    """The same, measured while it trains."""
+    c = pixels()
+    c.data.size = 32  # that of the features
+    c.evaluation = dict(every=2, metrics=("kid",), n=16, features="", batch=8, subset=8)
+    return c
+
+
 def text():
     """Stage 2, conditioned on the captions."""
     c = unconditional()
@@ -251,6 +259,14 @@ def shared_boxes():
 
 
 @functools.cache
+def shared_features():
+    """A feature network of `shapes` with random weights."""
+    from tests.test_quality import random_network
+
+    return f"shapes:{random_network(scratch() / 'features.safetensors')}"
+
+
+@functools.cache
 def shared_index():
     """An index of `shared_pictures` by their mean colours."""
     from ldm_jax.data import neighbours
@@ -283,6 +299,8 @@ def config_of(kind):
         config.data.source.maps = str(shared_maps())
     if "run" in config.get("codec", {}):
         config.codec.run = str(shared_autoencoder())
+    if "evaluation" in config:
+        config.evaluation.features = shared_features()
     return config
 
 
@@ -303,6 +321,8 @@ def arguments(kind, workdir, *more):
     given = [f"--config.data.source.path={config.data.source.path}"]
     if "run" in config.get("codec", {}):
         given.append(f"--config.codec.run={config.codec.run}")
+    if "evaluation" in config:
+        given.append(f"--config.evaluation.features={config.evaluation.features}")
     return ["--config", f"{__file__}:{kind}", "--workdir", str(workdir), *given, *more]
 
 

@@ -1,22 +1,30 @@
 """From a config to a run or a pipeline: the only place that reads configs."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.build import autoencoder, diffusion, parts, pretrained, sampler, weaker, workdir
+from ldm_jax.build import (
+    autoencoder,
+    diffusion,
+    held_out,
+    parts,
+    pretrained,
+    sampler,
+    weaker,
+    workdir,
+)
+from ldm_jax.build.held_out import Validation
 from ldm_jax.build.latent_moments import latent_statistics
 from ldm_jax.build.tasks import Asked, ask
 from ldm_jax.build.untrained import conditions
 from ldm_jax.build.untrained import pipeline as untrained
 from ldm_jax.build.weaker import away_from
-from ldm_jax.pipeline import Pipeline
+from ldm_jax.pipeline import FirstStage, Pipeline
 from ldm_jax.tasks import Sampling
 from ldm_jax.training.loop import Run
-from ldm_jax.types import Batch
 
 __all__ = [
     "Asked",
@@ -24,7 +32,8 @@ __all__ = [
     "away_from",
     "conditions",
     "examples",
-    "labelled",
+    "first_stage",
+    "kind",
     "latent_statistics",
     "pipeline",
     "run",
@@ -106,56 +115,33 @@ def examples(directory: str | Path, split: str, n: int) -> tuple[np.ndarray, lis
     return batches[0]["x"], batches.captions(0)
 
 
-def labelled(directory: str | Path, of: Pipeline, n: int) -> tuple[np.ndarray, list[str]]:
-    """The first `n` pictures [n h w c] in [-1, 1] of a run's validation data, and their classes by name.
+def kind(directory: str | Path) -> str:
+    """Which kind of run a directory holds: "autoencoder" or "diffusion".
 
     Raises:
-      ValueError: a model that reads no labels, classes without names, or fewer examples than `n`.
+      FileNotFoundError: it holds none.
     """
-    if of.classes is None or "label" not in of.model.fields:
-        reads = list(of.model.fields) or "nothing"
-        raise ValueError(
-            f"the run in {directory} reads {reads}, and this needs classes that have names"
-        )
-    found = validation(directory, of, n)
-    pictures = np.stack([found.picture(i) for i in range(n)])
-    return pictures, [of.classes[i] for i in found.conditions()["label"]]
+    return workdir.check_config(workdir.read_config(directory))
 
 
-class Validation(NamedTuple):
-    """The first examples of a run's validation data; what is a function is read when it is called."""
+def first_stage(
+    directory: str | Path, step: int | None = None, ema: str | None = None
+) -> FirstStage:
+    """The trained autoencoder in `directory`; `ema` as in `pipeline`.
 
-    name: str
-    picture: Callable[[int], np.ndarray]  # [h w c] in [-1, 1]
-    captions: Callable[[], list[str]] | None
-    conditions: Callable[[], Batch]  # of all of them, for `Pipeline.drawer`
+    Raises:
+      ValueError, FileNotFoundError: as `pipeline`.
+    """
+    config = workdir.read_config(directory)
+    if workdir.check_config(config) != "autoencoder":
+        raise ValueError(f"{directory} holds no run of an autoencoder; give the workdir of one")
+    return autoencoder.first_stage(config, Path(directory), step, ema)
 
 
-def validation(directory: str | Path, of: Pipeline, n: int) -> Validation:
-    """The first `n` examples of a run's validation data.
+def validation(directory: str | Path, n: int, of: Pipeline | None = None) -> Validation:
+    """The first `n` examples of a run's validation data, see `held_out.validation`.
 
     Raises:
       ValueError: fewer examples than `n`.
     """
-    config = workdir.read_config(directory)
-    source = parts.source(config, **parts.data(config)["validation"])
-    if n > len(source):
-        raise ValueError(f"{source.name} has {len(source)} examples, not {n}; give a smaller --n")
-    made = (*of.texts, *of.common, "masked")  # by the pipeline, and by the model's codec
-    own = [f for f in of.model.fields if f not in made]
-    fixed = dict(crop="center", flip=False, shuffle=False, repeat=False)
-    one = parts.batches(config, source, own, batch=1, **fixed)
-
-    def captions():
-        return [one.captions(i)[0] for i in range(n)]
-
-    def conditions():
-        if not of.model.fields:
-            return of.unconditional(n)
-        rows = [one[i] for i in range(n)] if own else []
-        shown = ("x",) if "masked" in of.model.fields else ()
-        made = {name: np.concatenate([row[name] for row in rows]) for name in (*own, *shown)}
-        return made | (of.prompts(captions()) if of.texts else {})
-
-    told = captions if "caption" in source.fields else None
-    return Validation(source.name, lambda i: one[i]["x"][0], told, conditions)
+    return held_out.validation(workdir.read_config(directory), n, of)

@@ -12,9 +12,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.build import buckets, parts, updates, workdir
+from ldm_jax import codec
+from ldm_jax.build import buckets, judged, parts, updates, workdir
 from ldm_jax.build.sections import accepted, checked, did_you_mean, make, section
 from ldm_jax.models import features, lpips, vq
+from ldm_jax.pipeline import FirstStage
 from ldm_jax.training import (
     autoencoder_loss,
     bottleneck,
@@ -197,6 +199,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     of_config, make_arrays = loss(config)
     fixed = parts.validation_batches(config, fields=())
     shown = parts.log_options(config)["samples"]
+    network = model(config)
     made = parts.run(
         config,
         mesh=mesh,
@@ -206,10 +209,34 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         batches=batches.iterate,
         shapes=buckets.shapes(batches),
         told=buckets.told(batches),
-        evaluate=evaluation.autoencoder(model(config), mesh, fixed, shown),
+        evaluate=evaluation.autoencoder(network, mesh, fixed, shown),
         example=fixed[0],
         load=load,
         kept=kept,
+        judged=judged.autoencoder(config, directory, network, mesh),
     )
     workdir.claim(config, source, directory)
     return made
+
+
+def loaded(
+    config: ConfigDict, directory: str | Path, mesh: Mesh, step: int | None, ema: str | None = None
+) -> tuple[codec.Codec, Params, int]:
+    """The codec of a run's autoencoder, its arrays (the scale still 1), and the step of the checkpoint.
+
+    Raises:
+      FileNotFoundError, ValueError: no checkpoint, not that of this step, or no average of this name.
+    """
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+    average = updates.average_of(config, ema)
+    params, at = checkpoints.load_ema(directory, shapes, everywhere, step, average)
+    return codec.autoencoder(model(config)), {"params": params["gen"], "scale": jnp.ones(())}, at
+
+
+def first_stage(
+    config: ConfigDict, directory: Path, step: int | None = None, ema: str | None = None
+) -> FirstStage:
+    mesh = sharding.make_mesh()
+    coder, arrays, at = loaded(config, directory, mesh, step, ema)
+    return FirstStage(coder, arrays, mesh, at)

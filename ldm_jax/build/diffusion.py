@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec, conditioners
-from ldm_jax.build import autoencoder, buckets, cached, parts, sampler, updates, workdir
+from ldm_jax.build import autoencoder, buckets, cached, judged, parts, sampler, updates, workdir
 from ldm_jax.build.conditioner import conditioner, example
 from ldm_jax.build.sections import checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
@@ -95,11 +95,8 @@ def codec_of(
         raise ValueError(
             f"codec.run = {run!r} is not the run of an autoencoder; give the workdir of one"
         )
-    shapes = jax.eval_shape(functools.partial(autoencoder.init, theirs), jax.random.key(0))
-    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-    params, step = checkpoints.load_ema(run, shapes, shardings, step, updates.average_of(theirs))
-    arrays = {"params": params["gen"], "scale": jnp.ones(())}
-    return codec.autoencoder(autoencoder.model(theirs)), arrays, {"run": run, "step": step}
+    coder, arrays, step = autoencoder.loaded(theirs, run, mesh, step)
+    return coder, arrays, {"run": run, "step": step}
 
 
 def model(
@@ -248,8 +245,8 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     given = section(config.codec, "codec")
     files = [Path(given["run"], "config.json")] if isinstance(given.get("run"), str) else []
     kept = parts.kept_step(config, mesh, source, provided, cached.identity(source), files=files)
-    of, arrays, origin = model(config, mesh, directory, provided, cached.step(source))
-    of = cached.model(of, source, lambda: cached.digest(arrays))
+    whole, arrays, origin = model(config, mesh, directory, provided, cached.step(source))
+    of = cached.model(whole, source, lambda: cached.digest(arrays))
     reading = dict(fields=of.fields, tokenizer=trained, length=provided.get("length", 0))
     reading["classes"] = conditioners.counted(of.conditioner)
     batches = buckets.batches(config, source, **reading)
@@ -258,6 +255,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     captions = None
     if trained is not None:
         captions = [trained.decode(ids) for ids in shown["tokens"]]
+    open_ = functools.partial(_pipeline, config, whole, trained, provided, mesh, source.classes)
     made = learning(
         config,
         of,
@@ -271,6 +269,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         shapes=buckets.shapes(batches),
         told=buckets.told(batches),
         kept=kept,
+        judged=judged.diffusion(config, directory, open_(None, arrays), open_),
     )
     workdir.claim(config, source, directory)
     keep_tokenizer(trained, directory)
@@ -283,13 +282,29 @@ def pipeline(
 ) -> Pipeline:
     mesh, average = sharding.make_mesh(), updates.average_of(config, ema)
     trained, provided = tokenizer(config, directory)
-    if names := workdir.classes(directory):
-        provided["classes"] = len(names)
+    classes = workdir.classes(directory)
+    if classes:
+        provided["classes"] = len(classes)
     of, arrays, origin = model(config, mesh, directory, provided)
     arrays = with_scale(of.codec, arrays, origin, directory, mesh)
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, shardings, step, average)
+    return _pipeline(config, of, trained, provided, mesh, classes, params, arrays, at)
+
+
+def _pipeline(
+    config: ConfigDict,
+    of: LatentDiffusion,
+    trained: Any,
+    provided: dict[str, Any],
+    mesh: Mesh,
+    classes: tuple[str, ...] | None,
+    params: Params,
+    arrays: Params,
+    step: int = 0,
+) -> Pipeline:
+    """The pipeline of a model; `trained` is its tokenizer."""
     length, texts, words = provided.get("length", 0), {}, None
     if trained is not None:
         texts["tokens"] = lambda rows: text.encode(trained, rows, length)
@@ -300,10 +315,10 @@ def pipeline(
         arrays=arrays,
         shape=latent_shape(config, of.codec),
         mesh=mesh,
-        step=at,
+        step=step,
         config_hash=workdir.config_hash(config),
         texts=texts,
         shrink=config.data.get("shrink", 1),
         words=words,
-        classes=workdir.classes(directory),
+        classes=classes,
     )

@@ -172,10 +172,10 @@ def kept_step(
 ) -> compiled.Kept | None:
     """Starts to load the run's compiled step, if an earlier start kept one.
 
-    It follows from the config without its guards and its log (but `log.norms`), the classes of the data `of`, `more`
-    and the contents of `files`.
+    It follows from the config without guards, evaluation and log (but `log.norms`), the classes of the data `of`,
+    `more` and the contents of `files`.
     """
-    said = {k: v for k, v in plain(config).items() if k not in ("log", "guards")}
+    said = {k: v for k, v in plain(config).items() if k not in ("log", "guards", "evaluation")}
     said["norms"] = log_options(config)["norms"]
     if said["data"].get("buckets"):
         return None  # there is a step for each of them
@@ -223,6 +223,7 @@ def run(
     told: str = "",
     load: Callable[[Any], Params] | None = None,
     kept: compiled.Kept | None = None,
+    judged: loop.Periodic | None = None,
 ) -> loop.Run:
     """A Run; its optimizer, schedule and logging are those of the config. `frozen` lies on the mesh.
 
@@ -290,4 +291,5 @@ def run(
         operations=functools.partial(operations, loss, *of_loss(batch, example)),
         wandb=log["wandb"],
         groups=updates.groups_of(config, params),
+        judged=judged,
     )

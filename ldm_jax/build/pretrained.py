@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import conditioners
-from ldm_jax.build import autoencoder, buckets, cached, diffusion, parts, updates, workdir
+from ldm_jax.build import autoencoder, buckets, cached, diffusion, judged, parts, updates, workdir
 from ldm_jax.build.sections import checked, did_you_mean
 from ldm_jax.data import latents
 from ldm_jax.diffusion import process
@@ -209,6 +209,11 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         return params
 
     shown = parts.shown(config, **reading)
+
+    def open_(params, fixed):
+        return _pipeline(config, of, mesh, params | fixed["params"], fixed["arrays"])
+
+    alone = _pipeline(config, of, mesh, None, None)
     made = diffusion.learning(
         config,
         trained_on,
@@ -224,6 +229,7 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         batches=batches.iterate,
         shapes=buckets.shapes(batches),
         told=buckets.told(batches),
+        judged=judged.diffusion(config, directory, alone, open_),
     )
     workdir.claim(config, source, directory)
     origin = {k: options(config)[k] for k in ("weights", "path")}
@@ -247,14 +253,26 @@ def pipeline(
     layouts = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, layouts, step, average)
     rest = frozen(config, of, stored, mesh)
+    return _pipeline(config, of, mesh, params | rest["params"], rest["arrays"], at)
+
+
+def _pipeline(
+    config: ConfigDict,
+    of: start.Start,
+    mesh: Mesh,
+    params: Params,
+    arrays: Params,
+    step: int = 0,
+) -> Pipeline:
+    """The pipeline of a model."""
     *size, _ = autoencoder.data_shape(config)
     return Pipeline(
         model=of.model,
-        params=params | rest["params"],
-        arrays=rest["arrays"],
+        params=params,
+        arrays=arrays,
         shape=diffusion.latent_shape(config, of.model.codec),
         mesh=mesh,
-        step=at,
+        step=step,
         config_hash=workdir.config_hash(config),
         texts=of.texts,
         words=next((tokenizer.words for tokenizer in of.tokenizers.values()), None),

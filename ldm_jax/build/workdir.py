@@ -13,14 +13,14 @@ from ldm_jax.build.sections import checked, did_you_mean, plain, section
 from ldm_jax.training import processes
 
 COMMON = {"seed", "steps", "data", "model", "objective", "optimizer", "mesh", "sharding", "log"}
-COMMON |= {"guards"}
+COMMON |= {"guards", "evaluation"}
 KINDS = {
     "autoencoder": COMMON | {"discriminator", "perceptual", "codebook", "start"},
     "diffusion": COMMON
     | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
 }
 OPTIONAL = {"discriminator", "perceptual", "codebook", "start", "guards"}
-OPTIONAL |= {"tokenizer", "conditioner", "init"}
+OPTIONAL |= {"tokenizer", "conditioner", "init", "evaluation"}
 PRETRAINED = {"tokenizer", "model", "conditioner", "codec"}  # what `init` says ...
 RETRAINED = {"path", "target"}  # ... and what it says unless these sections say otherwise
 LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, max_skipped=10)
@@ -28,10 +28,11 @@ LOG = dict(every=50, evaluate=1000, save=1000, keep=3, batches=4, samples=16, ma
 # and of which groups of layers the gradient's norm is.
 TOLD = dict(keep_every=0, keep_best=0, metric="", goal="min", wandb="", norms=False)
 GUARDS = dict(rollbacks=0, spike=0.0, hang=0.0, patience=0)  # 0: off
+JUDGED = "evaluation/"  # how the figures of the section `evaluation` are called in the log
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
 ELSEWHERE = ("init.path", "init.config", "init.tokenizers", "data.cached")
-MAY_CHANGE = ("steps", "log", "guards", "mesh", "sharding", *ELSEWHERE)
+MAY_CHANGE = ("steps", "log", "guards", "evaluation", "mesh", "sharding", *ELSEWHERE)
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -175,6 +176,11 @@ def check_config(config: ConfigDict) -> str:
     if by_metric and not log.get("metric"):
         raise ValueError(
             f"{by_metric[0]} needs log.metric, the name of a metric of the evaluation such as 'validation/loss'"
+        )
+    if log.get("metric", "").startswith(JUDGED) and "evaluation" not in given:
+        raise ValueError(
+            f"log.metric = {log['metric']!r} is a figure of the section evaluation, which the config lacks; add it, or "
+            "name another metric"
         )
     if log.get("goal", "min") not in ("min", "max"):
         raise ValueError(f"log.goal = {log['goal']!r} is unknown; choose 'min' or 'max'")

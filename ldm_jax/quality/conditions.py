@@ -1,4 +1,4 @@
-"""How closely a model trained on `shapes` follows what it is shown: holes, maps, boxes or small pictures.
+"""How closely a model trained on `shapes` follows what it is given: a class, holes, maps, boxes or small pictures.
 
 Samples are drawn under the conditions of validation pictures and read by the rules of `metrics.shape_reader`; so are
 the real pictures, since they bound what a model can reach. `BARS` is what a reduced twin of a model of the paper has to
@@ -15,6 +15,7 @@ from PIL import Image
 
 from ldm_jax import media
 from ldm_jax.metrics import shape_reader
+from ldm_jax.metrics.caption_reader import Claim, parse
 from ldm_jax.metrics.shape_reader import Found
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.tasks import TEXT, Sampling, Task
@@ -24,6 +25,7 @@ SAME_PLACE = 0.5  # intersection over union of two boxes from which they are the
 # The share of an object's box that is hidden: it has to be completed, and there is something to go by.
 HIDDEN = (0.1, 0.5)
 BARS = {
+    "label": {"accuracy": 0.8},
     "hole": {"completed": 0.8},
     "segmentation": {"miou": 0.7},
     "layout": {"right": 0.8, "iou": 0.7},
@@ -37,21 +39,29 @@ Bytes = UInt8[np.ndarray, "n h w 3"]
 class Judged(NamedTuple):
     figures: dict[str, float]
     shown: Bytes  # the conditions as pictures
+    said: Sequence[str] = ()  # below them
 
 
-def field_of(pipeline: Pipeline) -> str:
-    """The field by which a model is judged.
+def check(pipeline: Pipeline, captions: bool) -> str:
+    """The field by which a model is judged; `captions`: whether the data has them.
 
     Raises:
-      ValueError: it reads none of them.
+      ValueError: it reads none of them, or it cannot be known which shapes there are.
     """
-    for field in BARS:
-        if field in pipeline.model.fields:
-            return field
-    raise ValueError(
-        f"the metric condition is of models that read one of {list(BARS)}, and this one reads "
-        f"{list(pipeline.model.fields) or 'nothing'}; leave it out"
-    )
+    field = next((field for field in BARS if field in pipeline.model.fields), None)
+    if field is None:
+        raise ValueError(
+            f"the metric condition is of models that read one of {list(BARS)}, and this one reads "
+            f"{list(pipeline.model.fields) or 'nothing'}; leave it out"
+        )
+    if field == "label":
+        claims_of(pipeline.classes)
+    elif not captions:
+        raise ValueError(
+            "the metric condition reads pictures of shapes, and the run's data has no captions to tell which; "
+            "leave it out"
+        )
+    return field
 
 
 def figures(
@@ -59,29 +69,77 @@ def figures(
     sampling: Sampling,
     real: Pictures,
     batch: Mapping[str, Any],
-    captions: Sequence[str],
+    captions: Sequence[str] | None,
     seed: int,
     folder: Path,
 ) -> dict[str, Any]:
     """What the judge of the model's condition finds, whether its bars are met, and a sheet in `folder`.
 
-    `real` are the pictures and `batch` the conditions; `captions` tell which shapes there are in these data.
+    `real` are the pictures and `batch` the conditions; `captions`, or the names of classes, tell which shapes there are
+    in these data.
     """
-    field = field_of(pipeline)
-    shapes = shape_reader.named(captions)
+    field = check(pipeline, captions is not None)
+    if field == "label":
+        batch = dict(batch) | {"named": [pipeline.classes[i] for i in batch["label"]]}
+    shapes = shape_reader.named(batch["named"] if captions is None else captions)
+    given = {k: v for k, v in batch.items() if k != "named"}
     task = TEXT
     if field == "hole":
         steps = np.int32(sampling.points.t.shape[0] - 1)
         task = Task("inpaint", dict(x=real, mask=batch["hole"]), {"taken": steps})
     seeds = [seed + i for i in range(len(real))]
-    drawn = np.concatenate([part.x for part in pipeline.drawer(sampling)(batch, seeds, task=task)])
-    judge = {"hole": painted, "segmentation": mapped, "layout": placed, "small": enlarged}[field]
-    found = judge(real, drawn, batch, shapes)
+    drawn = np.concatenate([part.x for part in pipeline.drawer(sampling)(given, seeds, task=task)])
+    judges = dict(label=classed, hole=painted, segmentation=mapped, layout=placed, small=enlarged)
+    found = judges[field](real, drawn, batch, shapes)
     sheet = np.stack([found.shown, media.to_uint8(drawn), media.to_uint8(real)], 1)[:SHOWN]
-    sheet = media.grid(sheet.reshape(-1, *real.shape[1:]), columns=6)
+    said = [text for name in found.said[:SHOWN] for text in (name, "", "")]
+    sheet = media.grid(sheet.reshape(-1, *real.shape[1:]), columns=6, captions=said or None)
     media.save_png(folder / "evaluation_condition.png", sheet, {"shows": "condition, sample, real"})
     met = all(found.figures[name] >= least for name, least in BARS[field].items())
-    return found.figures | {"passed": bool(met)}
+    return found.figures | {"passed": bool(met), "conditions": len(real)}
+
+
+def classed(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Classes: the share of pictures in which an object of the class' colour and shape is found.
+
+    Whatever else is there: the class of a picture with two objects is the one that its caption names first. What a
+    model reaches that knows nothing of the classes is `accuracy_other`: its samples, judged by each other's classes.
+    """
+    claims = claims_of(batch["named"])
+
+    def share(pictures, claims):
+        pairs = zip(media.to_uint8(pictures), claims, strict=True)
+        return float(np.mean([shape_reader.contains(of, claim, shapes) for of, claim in pairs]))
+
+    found = {
+        "accuracy": share(drawn, claims),
+        "accuracy_other": share(drawn, claims[1:] + claims[:1]),
+        "accuracy_real": share(real, claims),
+    }
+    colours = np.array([shape_reader.COLOURS[claim.colour] for claim in claims], np.uint8)
+    plain = np.broadcast_to(colours[:, None, None], real.shape)
+    return Judged(found, plain, batch["named"])
+
+
+def claims_of(classes: Sequence[str] | None) -> list[Claim]:
+    """What classes say, "red cross".
+
+    Raises:
+      ValueError: classes without names, or that are no colour and shape.
+    """
+    if classes is None:
+        raise ValueError("the metric condition needs classes that have names; leave it out")
+    claims = []
+    for name in classes:
+        said = parse(name).objects
+        if len(said) != 1:
+            raise ValueError(
+                f"the class {name!r} names {len(said)} objects; classes of `shapes` are one"
+            )
+        claims.append(said[0])
+    return claims
 
 
 def painted(

@@ -17,15 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from ldm_jax import tree
 from ldm_jax.metrics import resizing
 from ldm_jax.models import inception
 from ldm_jax.models.inception import Activations
 from ldm_jax.quality import pictures, shapes_features
-from ldm_jax.quality.pictures import Pictures
-from ldm_jax.training import sharding
+from ldm_jax.quality.pictures import Pictures, bar_of
+from ldm_jax.training import processes, sharding
 from ldm_jax.types import Params
 from ldm_jax.weights import features, table
 
@@ -154,6 +153,8 @@ def _made(
 def run(extractor: Extractor, of: Pictures, mesh: Mesh, batch: int) -> Iterator[Activations]:
     """The activations of all pictures of a set, batch by batch, as arrays of numpy, behind a progress bar.
 
+    Of several processes each has all pictures, and gets all activations.
+
     Raises:
       Unusable: a picture that cannot be read, or of a size that does not fit.
     """
@@ -166,7 +167,7 @@ def run(extractor: Extractor, of: Pictures, mesh: Mesh, batch: int) -> Iterator[
 
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=of.count, unit="picture", desc=of.name, mininterval=1.0) as bar,
+        bar_of(of.count, of.name) as bar,
     ):
         following = pool.map(prepared, range(min(size, of.count)))
         for start in range(0, of.count, size):
@@ -174,6 +175,6 @@ def run(extractor: Extractor, of: Pictures, mesh: Mesh, batch: int) -> Iterator[
             count, end = len(rows), min(start + 2 * size, of.count)
             following = pool.map(prepared, range(start + size, end))  # while the devices work
             full = rows[np.arange(size) % count]  # the last batch is filled up and cut
-            found = extractor.activations(extractor.variables, sharding.place(mesh, full))
-            yield Activations(*(np.asarray(field)[:count] for field in found))
+            found = extractor.activations(extractor.variables, sharding.spread(mesh, full))
+            yield Activations(*(processes.fetch(field)[:count] for field in found))
             bar.update(count)

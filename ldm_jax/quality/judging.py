@@ -1,15 +1,19 @@
-"""One evaluation: everything that can be known beforehand is checked, then the networks run."""
+"""One evaluation, or one at intervals: everything that can be known beforehand is checked, then the networks run."""
 
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
 
 from ldm_jax.metrics import frechet, pyramid
 from ldm_jax.quality import clip_score, extractors, features, perceptual, pictures, scores
 from ldm_jax.quality.extractors import Extractor
 from ldm_jax.quality.features import Kept
-from ldm_jax.quality.pictures import Unusable
+from ldm_jax.quality.pictures import Pictures, Unusable
 from ldm_jax.quality.subjects import Subject
-from ldm_jax.training import sharding
 
 __all__ = ["Asked", "Unusable", "prepare"]
 
@@ -18,24 +22,28 @@ class Asked(NamedTuple):
     """What is to be measured, and with what."""
 
     metrics: tuple[str, ...]
-    features: str
-    weights: tuple[str, ...]
-    lpips: tuple[str, ...]  # files
-    clip: str | None  # the folder of a CLIP model
-    resize: str
-    statistics: str | None  # a file of features of the reference
-    save: str | None  # where to keep those of the reference
-    subset: int  # of KID
-    batch: int
+    features: str = "inception"
+    weights: tuple[str, ...] = ()
+    lpips: tuple[str, ...] = ()  # files
+    clip: str | None = None  # the folder of a CLIP model
+    resize: str = "tensorflow"
+    statistics: str | None = None  # a file of features of the reference
+    save: str | None = None  # where to keep those of the reference
+    subset: int = 1000  # of KID
+    batch: int = 64
+    cache: Path | None = (
+        None  # a folder, in which features of real pictures are kept and found again
+    )
 
 
-def prepare(asked: Asked, subject: Subject) -> Callable[[], dict[str, Any]]:
+def prepare(asked: Asked, subject: Subject, mesh: Mesh) -> Callable[..., dict[str, Any]]:
     """The evaluation as a function that gives its figures; nothing was compiled yet.
+
+    It may be called many times, with what the subject's functions take. What does not change is computed once.
 
     Raises:
       FileNotFoundError, ValueError: whatever of files, sizes or numbers of pictures does not fit; one sentence.
     """
-    mesh = sharding.make_mesh()
     paired = [name for name in scores.PAIRS if name in asked.metrics]
     distance = perceptual.distance(asked.lpips) if "lpips" in paired else None
     for name in (*paired, *({scores.PATCHES} & set(asked.metrics))):
@@ -62,30 +70,37 @@ def prepare(asked: Asked, subject: Subject) -> Callable[[], dict[str, Any]]:
             "--save_stats keeps features of the reference; ask for a metric of them, such as fid"
         )
 
-    def judge() -> dict[str, Any]:
+    def gather(of, parts):
+        return features.gather(extractor, of, parts, mesh, asked.batch)
+
+    @functools.cache
+    def reference() -> Kept | None:
+        needed = scores.parts(by_features, reference=True)
+        found = stored
+        if needed and stored is None:
+            found = _kept(extractor, subject.reference, needed, gather, asked.cache)
+        if asked.save:
+            features.save(asked.save, extractor, found)
+        return found
+
+    @functools.cache
+    def originals() -> Kept:
+        return _kept(extractor, subject.original, {"pool"}, gather, asked.cache)
+
+    def judge(*given) -> dict[str, Any]:
         figures: dict[str, Any] = {}
-
-        def gather(of, parts):
-            return features.gather(extractor, of, parts, mesh, asked.batch)
-
         if by_features or fits or scores.PATCHES in asked.metrics:
-            generated = subject.generated()
+            generated = subject.generated(*given)
         if paired or "rfid" in asked.metrics:
-            rebuilt = subject.rebuilt()
+            rebuilt = subject.rebuilt(*given)
         if by_features:
-            reference = stored
-            needed = scores.parts(by_features, reference=True)
-            if needed and stored is None:
-                reference = gather(subject.reference, needed)
-            if asked.save:
-                features.save(asked.save, extractor, reference)
+            compared = reference()
             found = gather(generated, scores.parts(by_features))
             limits = scores.Limits(extractor, asked.subset)
-            figures |= scores.of_features(by_features, reference, found, limits)
-            figures["reference_pictures"] = reference.count if reference else 0
+            figures |= scores.of_features(by_features, compared, found, limits)
+            figures["reference_pictures"] = compared.count if compared else 0
         if "rfid" in asked.metrics:
-            pools = [gather(of, {"pool"}).pool for of in (subject.original, rebuilt)]
-            figures["rfid"] = frechet.distance(*pools)
+            figures["rfid"] = frechet.distance(originals().pool, gather(rebuilt, {"pool"}).pool)
         if scores.PATCHES in asked.metrics:
             figures |= scores.of_patches(subject.reference, generated)
         if paired:
@@ -100,6 +115,25 @@ def prepare(asked: Asked, subject: Subject) -> Callable[[], dict[str, Any]]:
         return figures
 
     return judge
+
+
+def _kept(
+    extractor: Extractor,
+    of: Pictures,
+    parts: Collection[str],
+    gather: Callable[[Pictures, Collection[str]], Kept],
+    cache: Path | None,
+) -> Kept:
+    """The features of real pictures, after the first time from the folder `cache`, if it is known what they are."""
+    if cache is None or not of.fingerprint:
+        return gather(of, parts)
+    said = (of.fingerprint, of.count, sorted(parts), extractor.digest, extractor.resize)
+    path = cache / f"features_{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}.npz"
+    if path.is_file():
+        return features.load(path, extractor, parts)
+    found = gather(of, parts)
+    features.save(path, extractor, found)
+    return found
 
 
 def _checked(

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from tqdm import tqdm
 
 from ldm_jax.data import folder as folders
 from ldm_jax.data import transforms
+from ldm_jax.training import processes
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -26,6 +28,7 @@ class Pictures(NamedTuple):
     read: Callable[[int], Picture]
     names: tuple[str, ...] | None = None  # of files, relative to their folder
     captions: tuple[str, ...] | None = None
+    fingerprint: str = ""  # changes when the pictures do; empty: nobody knows
 
     def first(self, n: int) -> "Pictures":
         """Not more than the first n."""
@@ -58,7 +61,7 @@ def of_folder(path: str | Path, size: int | None = None, convention: str | None 
         return np.asarray(image if size is None else _square(image, size))
 
     captions = tuple(of.captions()) or None
-    return Pictures(str(path), len(of), read, of.files, captions)
+    return Pictures(str(path), len(of), read, of.files, captions, f"{of.fingerprint} {size}")
 
 
 def _square(image: Image.Image, size: int) -> Picture:
@@ -66,6 +69,14 @@ def _square(image: Image.Image, size: int) -> Picture:
     rng = np.random.default_rng(0)  # decides nothing in a centred window
     view = transforms.window(image.size, target, crop="center", flip=False, rng=rng)
     return transforms.show(image, view, target)
+
+
+def bar_of(count: int, what: str) -> tqdm:
+    """A progress bar, which of several processes the first one shows, and which leaves no line in a run that trains."""
+    hidden = not processes.first()
+    return tqdm(
+        total=count, unit="picture", desc=what, mininterval=1.0, leave=False, disable=hidden
+    )
 
 
 def stacked(of: Pictures, start: int, end: int) -> UInt8[np.ndarray, "n h w 3"]:

@@ -57,4 +57,4 @@ def figures(
         ]
         sheet = media.grid(images[:SHOWN], columns=6, captions=marked)
         media.save_png(folder / f"evaluation_{name}.png", sheet, {"prompts": name})
-    return found
+    return found | {"prompts": len(splits["seen"][1])}

@@ -39,6 +39,7 @@ class Limits(NamedTuple):
 class Metric(NamedTuple):
     """A metric of sets by their features."""
 
+    gives: tuple[str, ...]  # the names of its figures
     part: str  # of the features that it needs
     alone: bool  # it looks at the generated pictures only
     least: Callable[[Limits], int]  # pictures
@@ -58,6 +59,7 @@ def _is(_: Kept | None, generated: Kept, limits: Limits) -> dict[str, float]:
 
 METRICS = {
     "fid": Metric(
+        ("fid",),
         "pool",
         False,
         lambda limits: limits.extractor.dims.pool + 1,
@@ -65,6 +67,7 @@ METRICS = {
         lambda a, b, _: {"fid": frechet.distance(a.pool, b.pool)},
     ),
     "sfid": Metric(
+        ("sfid",),
         "spatial",
         False,
         lambda limits: limits.extractor.dims.spatial + 1,
@@ -72,10 +75,18 @@ METRICS = {
         lambda a, b, _: {"sfid": frechet.distance(a.spatial, b.spatial)},
     ),
     "kid": Metric(
-        "vectors", False, lambda limits: limits.subset, "as many as --kid_subset says", _kid
+        ("kid", "kid_std"),
+        "vectors",
+        False,
+        lambda limits: limits.subset,
+        "as many as kid_subset says",
+        _kid,
     ),
-    "is": Metric("logits", True, lambda _: SPLITS, "one for each of its parts", _is),
+    "is": Metric(
+        ("is", "is_std"), "logits", True, lambda _: SPLITS, "one for each of its parts", _is
+    ),
     "prdc": Metric(
+        neighbours.Neighbours._fields,
         "vectors",
         False,
         lambda _: neighbours.DENSE + 1,
@@ -85,6 +96,11 @@ METRICS = {
 }
 PAIRS = ("psnr", "ssim", "lpips")
 PATCHES = "swd"
+
+
+def figures_of(names: Collection[str]) -> list[str]:
+    """How the figures of metrics are called; those of single levels of the pyramid are left out."""
+    return [figure for n in names for figure in (METRICS[n].gives if n in METRICS else (n,))]
 
 
 def parts(names: Collection[str], reference: bool = False) -> set[str]:

@@ -91,14 +91,16 @@ class Course:
         self.losses.append(loss)
         return f"the loss jumped from {middle:.4g} to {loss:.4g}" if jumped else None
 
-    def score(self, at: int, scalars: Mapping[str, float]) -> None:
-        """Notes the metric of an evaluation.
+    def score(self, at: int, scalars: Mapping[str, float], whole: bool = True) -> None:
+        """Notes the metric of an evaluation; one that was not `whole` need not have it.
 
         Raises:
           TrainingStopped: it has no metric of that name.
         """
         name = self.guards.metric
         if name and name not in scalars:
+            if not whole:
+                return
             raise TrainingStopped(
                 f"log.metric = {name!r} is none of the evaluation's; choose among {sorted(scalars)}"
             )

@@ -32,11 +32,11 @@ from ldm_jax.training import (
 )
 from ldm_jax.training.guards import TrainingStopped
 from ldm_jax.training.interrupt import Interrupt
-from ldm_jax.training.run import Evaluation, Run
+from ldm_jax.training.run import Evaluation, Periodic, Run
 from ldm_jax.training.start import start_state
 from ldm_jax.training.window import Window
 
-__all__ = ["Evaluation", "Run", "TrainingStopped", "start_state", "train"]
+__all__ = ["Evaluation", "Periodic", "Run", "TrainingStopped", "start_state", "train"]
 
 NOT_TO_SAVE = (jax.errors.JaxRuntimeError, guards.Diverged, checkpoints.Unreadable)
 OWED = "evaluation_owed"  # a line of the log: a signal came before the evaluation of this step was done
@@ -67,8 +67,7 @@ def train(
                 last = of.at == run.steps
                 if of.at % run.log_every == 0 or last:
                     of.tell()
-                if of.at % run.eval_every == 0 or last:
-                    of.evaluate()
+                of.evaluate()
                 if of.at % run.save_every == 0:
                     of.save()
                 of.tell_saved()
@@ -168,18 +167,25 @@ class _Training:
         )
 
     def evaluate(self) -> None:
-        """Measures and draws; a signal does not wait for that, but saves."""
+        """Measures and draws what is due at this step; a signal does not wait for that, but saves."""
+        known = [Periodic(self.run.eval_every, self.run.evaluate)]
+        known += [self.run.judged] if self.run.judged else []
+        last = self.at == self.run.steps
+        due = [of.evaluate for of in known if last or self.at % of.every == 0]
+        if not due:
+            return
         self.watchdog.rest()
         with self.clock.of("evaluate"):
             with self.signals.leaving(self._leave_evaluation):
                 average = averages.first(self.run.ema, self.state.ema)
-                evaluation = self.run.evaluate(average, self.run.frozen)
-            self.log.scalars(self.at, evaluation.scalars)
-            for name, image in evaluation.images.items():
+                found = [evaluate(average, self.run.frozen) for evaluate in due]
+            scalars = {k: v for of in found for k, v in of.scalars.items()}
+            self.log.scalars(self.at, scalars)
+            for name, image in [pair for of in found for pair in of.images.items()]:
                 self.log.image(self.at, name, image)
-            told = ", ".join(f"{k} {v:.4g}" for k, v in evaluation.scalars.items())
+            told = ", ".join(f"{k} {v:.4g}" for k, v in scalars.items())
             self.log.say(f"step {self.at}: {told}")
-            self.course.score(self.at, evaluation.scalars)
+            self.course.score(self.at, scalars, whole=len(due) == len(known))
         self.window.restart_clock()
 
     def _leave_evaluation(self) -> None:

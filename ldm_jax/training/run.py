@@ -19,6 +19,13 @@ class Evaluation(NamedTuple):
     images: dict[str, np.ndarray]
 
 
+class Periodic(NamedTuple):
+    """What is measured every so many steps."""
+
+    every: int
+    evaluate: Callable[[Params, Params], Evaluation]  # (moving average, frozen)
+
+
 class Run(NamedTuple):
     """What a run consists of; `build` makes it from a config."""
 
@@ -49,3 +56,4 @@ class Run(NamedTuple):
     shapes: Sequence[dict[str, Any]] = ()  # of the batches, where these have several
     told: str = ""  # of the data
     groups: norms.Rules | bool = False  # of layers, whose gradients are measured
+    judged: Periodic | None = None  # beside `evaluate`: metrics of many samples or reconstructions
