@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldm_jax.foresee import chips, collectives, study, table
 from ldm_jax.training import joined, loop, sharding
+from tests import tiny
 from tests.test_foresee import refuse, sentence
 from tests.test_loop import linear_run
 
@@ -145,3 +147,16 @@ def test_a_table_that_cannot_be_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "other.json").write_text("[1, 2]")
     refuse([f"--table={tmp_path}"], monkeypatch)
     assert "other.json holds no figures" in sentence(capsys)
+
+
+def test_the_committed_records_are_a_table():
+    """Of chips whose memory they fit, with the number of chips that the topology says."""
+    found = table.read(tiny.ROOT / "docs/benchmarks/ahead")
+    assert table.markdown(found) in (tiny.ROOT / "docs/scale.md").read_text()
+    for of in found:
+        sides = map(int, of["topology"].partition(":")[2].split("x"))
+        assert np.prod(list(sides)) * of["slices"] == of["devices"]
+        assert of["memory"]["peak"] < of["memory"]["of"]
+        if set(of["mesh"]) == {"data"}:
+            assert set(of["collectives"]) == {"all-reduce"}
+            assert of["collectives"]["all-reduce"]["count"] <= 5

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+BY = {"compute": "compute", "memory": "HBM", "links": "links"}  # what a step can be bound by
 HEAD = (
     "what",
     "chips, layout",
@@ -75,8 +76,8 @@ def line(figures: Mapping[str, Any]) -> tuple[str, ...]:
         f"{memory['peak'] / 2**20:,.0f} of {memory['of'] / 2**20:,.0f}",
         f"{100 * off(figures):+.1f} %",
         f"{sent.get('all-gather', {'count': 0})['count']}, {reduced['count']}{small}",
-        ", ".join(f"{1e3 * seconds[of]:.1f}" for of in ("compute", "memory", "links")),
-        f"{100 * figures['mfu_bound']:.1f} %, by {figures['bound_by']}",
+        ", ".join(f"{1e3 * seconds[of]:.1f}" for of in BY),
+        f"{100 * figures['mfu_bound']:.1f} %, by {BY[figures['bound_by']]}",
         f"{figures['rows_per_second_bound']:,.0f}",
         f"{figures['compile_cpu_seconds']:,.0f}",
     )
@@ -93,7 +94,7 @@ def shares(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, float]]:
     found = []
     for figures in records:
         seconds, chip = figures["seconds"], figures["topology"].partition(":")[0]
-        for kind, key in (("compute", "compute"), ("HBM", "memory"), ("links", "links")):
+        for key, kind in BY.items():
             share = 100 * seconds[key] / seconds["bound"]
             found.append((f"{kind}, {name(figures)} {chip}", share))
     return found
