@@ -5,9 +5,10 @@
 
 Reads the config's data as centre crops (random ones cannot be encoded beforehand) and writes, for training and for
 validation, the mean and the log-variance of the autoencoder's posterior, from which each epoch samples anew; of the
-mirror images too where `data.flip` is set; and captions, labels and what else the config's conditioner reads. The same
-command goes on where it was interrupted. Several processes share the work if each is told its number: no two of them
-need to know each other, nor to run at the same time.
+mirror images too where `data.flip` is set; and captions, labels and what else the config's conditioner reads. With
+`data.buckets` each picture of training has the size of its bucket. The same command goes on where it was interrupted.
+Several processes share the work if each is told its number: no two of them need to know each other, nor to run at the
+same time.
 """
 
 import collections
@@ -121,13 +122,14 @@ def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict
             yield fields | {latents.MOMENTS: of_row.astype(job.plan.dtype)}
         bar.update(len(some))
 
-    while some := list(itertools.islice(rows, at_once)):
-        x = np.concatenate([row["x"] for row in some])
-        # The last ones are filled up, so that one program encodes all.
-        filled = np.resize(x, (job.rows, *x.shape[1:]))
-        running.append((some, job.encode(filled)))
-        if len(running) > 1:
-            yield from finish()
+    for _, alike in itertools.groupby(rows, lambda row: row["x"].shape):
+        while some := list(itertools.islice(alike, at_once)):
+            x = np.concatenate([row["x"] for row in some])
+            # The last ones are filled up, so that one program encodes all of a size.
+            filled = np.resize(x, (job.rows, *x.shape[1:]))
+            running.append((some, job.encode(filled)))
+            if len(running) > 1:
+                yield from finish()
     while running:
         yield from finish()
 

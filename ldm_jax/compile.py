@@ -8,6 +8,10 @@ Needs libtpu (pip install 'ldm_jax[tpu]') and no TPU, no data, no weights: shape
 that a run starts from. What is compiled is the step that `train.py` compiles, on the config's mesh over all devices.
 It takes long: minutes for a large network, whatever the number of chips.
 
+    python -m ldm_jax.compile --table docs/benchmarks/ahead
+
+tells what files of figures (--out) in a folder hold, and draws bounds.png there.
+
 With --search the memory of all choices is foreseen first, which takes seconds; then the one that lets most rows a
 second through, by what it computes and sends, is compiled with the most rows that should fit, and again until they do.
 """
@@ -55,9 +59,20 @@ SEARCH = flags.DEFINE_list(
 )
 OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
 TEXT = flags.DEFINE_string("text", None, "a file for the compiled program", flag_values=FLAGS)
+TABLE = flags.DEFINE_string(
+    "table",
+    None,
+    "only tell, as a table, what such JSON files in this folder hold, and draw it there",
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> None:
+    if TABLE.value is not None:
+        with cli.plain_errors():
+            cli.nothing_more(argv, "--table stands alone")
+            _tabulate(Path(TABLE.value))
+        return
     jax.config.update("jax_platforms", "cpu")  # what is at hand is not what is compiled for
     cli.compile_cache()
     with cli.plain_errors():
@@ -99,6 +114,16 @@ def _searched(given: list[str] | None) -> list[str]:
     if given and "batch" not in given:
         raise ValueError("--search finds the largest batch; name batch too: --search=batch,...")
     return given
+
+
+def _tabulate(folder: Path) -> None:
+    from ldm_jax.foresee import table
+    from ldm_jax.measure import plot
+
+    records = table.read(folder)
+    print(table.markdown(records))
+    title = "Least time of a step by what takes it, in % of the longest"
+    plot.bars(folder / "bounds.png", title, table.shares(records), "%")
 
 
 class Compiled(NamedTuple):

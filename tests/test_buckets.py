@@ -230,8 +230,3 @@ def test_a_budget_takes_what_there_are_pictures_for(pictures):
     assert set(made.sizes) < set(buckets.within(256, 2))
     assert all(len(stream.source) >= 8 for stream in made.streams)
     assert sum(made.shares().values()) == pytest.approx(1.0)
-
-
-def test_a_cache_is_of_one_size(pictures):
-    with pytest.raises(ValueError, match=r"data\.buckets is set, and a cache holds"):
-        parts.view(config_of(pictures))

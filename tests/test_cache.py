@@ -4,17 +4,19 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ldm_jax import build, cache, codec
-from ldm_jax.build import diffusion, encoding, parts
+from ldm_jax.build import buckets, diffusion, encoding, parts
 from ldm_jax.data import latents, records
-from ldm_jax.training import sharding
+from ldm_jax.training import loop, sharding
 from tests import model_folders, tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
@@ -225,6 +227,132 @@ def test_a_cache_of_another_autoencoder_is_refused(tmp_path):
     config = flipped(cached=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="which is not the one of this config"):
         build.run(config, tmp_path / "run")
+
+
+# --- in buckets
+
+BUCKETS = ((16, 16), (12, 20), (20, 12))
+
+
+@functools.cache
+def shapes():
+    """Pictures of three shapes, each of one colour, with captions; one of them cannot be read."""
+    path, lines = tiny.scratch() / "cached_shapes", []
+    path.mkdir()
+    every = [
+        size for size, n in {(40, 40): 11, (24, 40): 9, (44, 24): 10}.items() for _ in range(n)
+    ]
+    for i, (h, w) in enumerate(np.random.default_rng(0).permutation(every)):
+        image = Image.new("RGB", (int(w), int(h)), (8 * i, 250 - 8 * i, 100))
+        image.paste((20, 20, 200), (0, 0, int(w) // 2, int(h)))  # mirrored it is another
+        image.save(path / f"{i:02d}.png")
+        lines.append(
+            json.dumps({"file_name": f"{i:02d}.png", "text": f"a {list('abc')[i % 3]} {i}"})
+        )
+    broken = next(
+        i for i, (h, w) in enumerate(np.random.default_rng(0).permutation(every)) if h > w
+    )
+    whole = (path / f"{broken:02d}.png").read_bytes()
+    (path / f"{broken:02d}.png").write_bytes(whole[:60])  # its header tells the size
+    (path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def in_buckets(given=BUCKETS, **data):
+    config = flipped("text", max_bad_rate=1.0, **data)
+    config.data.source.update(path=str(shapes()), split="all")
+    with config.ignore_type():
+        config.data.buckets = given
+    return config
+
+
+@functools.cache
+def bucketed_cache():
+    out = tiny.scratch() / "cache_buckets"
+    for split in parts.SPLITS:
+        write(in_buckets(), out, split, shard=8)
+    return out
+
+
+def test_in_buckets_a_step_sees_what_it_sees_of_pictures():
+    """Shapes, latents and captions of two epochs (three batches of eight), the broken picture's stand-in too."""
+    seen, replaced = [], set()
+    for data in (dict(), dict(cached=str(bucketed_cache()))):
+        config = in_buckets(**data)
+        source, mesh = parts.training(config), sharding.make_mesh(devices=jax.devices()[:1])
+        coder, arrays, _ = diffusion.codec_of(config, mesh, None)
+        if data:
+            coder = codec.from_moments(coder, source.plan.posterior)
+        made, encode = buckets.batches(config, source, ()), jax.jit(coder.encode)
+        of_steps = [made[step] for step in range(7)]
+        replaced |= {int(i) for out in of_steps for i in out["_bad"] if i >= 0}
+        z = [
+            np.asarray(encode(arrays, out["x"], jax.random.key(i)))
+            for i, out in enumerate(of_steps)
+        ]
+        captions = [made.streams[b].captions(at) for b, at in map(made.place, range(7))]
+        seen.append((z, captions, made.told()))
+    (z, captions, told), (z_cached, captions_cached, told_cached) = seen
+    assert {of.shape for of in z} == {(8, 8, 8, 2), (8, 6, 10, 2), (8, 10, 6, 2)}
+    for a, b in zip(z, z_cached, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    assert captions == captions_cached
+    assert told == told_cached
+    assert len(replaced) == 1
+
+
+def test_a_cache_in_buckets_lies_bucket_by_bucket():
+    plan = latents.read_plan(bucketed_cache(), "train")
+    assert plan.buckets == ((16, 16, 11), (12, 20, 9), (20, 12, 10))
+    of = latents.cached(bucketed_cache(), "train")
+    shapes = [of[i]["moments"].shape[1:3] for i in range(len(of))]
+    assert shapes == [(8, 8)] * 11 + [(6, 10)] * 9 + [(10, 6)] * 10
+    ours, theirs = list(of.captions()), list(parts.source(in_buckets()).captions())
+    assert len(ours) == len(theirs) == 30
+    assert len(set(theirs) - set(ours)) == 1  # the broken picture's
+    assert not set(ours) - set(theirs)
+    validation = latents.cached(bucketed_cache(), "validation")
+    assert validation.plan.buckets == ()
+    assert {validation[i]["moments"].shape for i in range(3)} == {(2, 8, 8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (BUCKETS[:2], "and data.buckets says [(16, 16), (12, 20)]; write another cache"),
+        (BUCKETS[::-1], "set data.buckets as it was for this one"),
+        (dict(pixels=256, step=16), "and data.buckets says [(16, 16)]"),
+        ((), "are in buckets, and data.buckets is not set"),
+    ],
+)
+def test_other_buckets_than_those_of_the_cache_are_refused(given, words, tmp_path):
+    config = in_buckets(given, cached=str(bucketed_cache()))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build.run(config, tmp_path)
+    config = flipped(cached=str(shared_cache()))
+    with config.ignore_type():
+        config.data.buckets = BUCKETS
+    with pytest.raises(ValueError, match=r"are of the buckets \[\] \(height, width\)"):
+        build.run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_in_buckets_training_from_the_cache_is_training_from_pictures(tmp_path):
+    """Every bucket is compiled before the first step, and the losses are the same."""
+    runs = []
+    for name, data in (("pictures", {}), ("cache", dict(cached=str(bucketed_cache())))):
+        config = in_buckets(**data)
+        config.steps = 7
+        run = build.run(config, tmp_path / name)
+        shapes = [batch["x"].shape for batch in run.shapes]
+        sides = [(8, 8), (6, 10), (10, 6)] if data else BUCKETS
+        assert [shape[1:3] for shape in shapes] == list(sides)
+        loop.train(run, tmp_path / name)
+        runs.append(tiny.losses(tmp_path / name))
+    assert len(runs[0]) == len(runs[1]) == 7
+    for a, b in zip(*runs, strict=True):
+        for key in ("loss", "grad_norm"):
+            np.testing.assert_allclose(b[key], a[key], rtol=1e-4, err_msg=f"{key} {a['step']}")
 
 
 def fine_tuning(kind, **data):

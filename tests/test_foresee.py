@@ -57,7 +57,8 @@ def test_collectives_are_counted_with_their_bytes():
         collectives.Collective("reduce-scatter", 2 * 2 * 4),
         collectives.Collective("collective-permute", 2 * 8 * 2),
     }
-    assert collectives.summary(found)["reduce-scatter"] == {"count": 4, "bytes": 4352 + 80}
+    of_all = {"count": 4, "small": 3, "bytes": 4352 + 80}
+    assert collectives.summary(found)["reduce-scatter"] == of_all
     assert collectives.moved(found) == 4432 + 2 * 1168 + 512 + 32
 
 
@@ -90,7 +91,7 @@ def test_a_program_is_held_against_a_chip():
     assert found["memory"]["foreseen"] == {"inputs": 7.0, "temporary": 3.0}
     assert found["memory"]["inputs"] == {"weights": 32 * 16 * 4, "batch": 8 * 32 * 4}
     assert found["memory"]["inputs_by_xla"] == 32 * 16 * 4 + 8 * 32 * 4
-    assert found["collectives"] == {"all-reduce": {"count": 1, "bytes": 32 * 16 * 4}}
+    assert found["collectives"] == {"all-reduce": {"count": 1, "small": 1, "bytes": 32 * 16 * 4}}
     # The gradient leaves a chip twice, and that takes longest.
     assert found["bound_by"] == "links"
     assert found["seconds"]["bound"] == 2 * 32 * 16 * 4 / 1e3
@@ -98,7 +99,7 @@ def test_a_program_is_held_against_a_chip():
     np.testing.assert_allclose(found["mfu_bound"], flops / 8 / 1e9 / found["seconds"]["bound"])
     assert found["rows_per_second_bound"] == 64 / found["seconds"]["bound"]
     np.testing.assert_allclose(found["flops"]["xla"], flops / 8, rtol=0.2)
-    assert "all-reduce: 1, " in study.told(found)
+    assert "all-reduce: 1 (1 of them small), " in study.told(found)
 
 
 def test_a_chip_of_two_devices_is_shared():

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 from beartype.door import is_bearable
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from ldm_jax.build import parts
 from ldm_jax.build.sections import checked
 from ldm_jax.data import buckets as of_data
+from ldm_jax.data import latents
 
 BUDGET = dict(pixels=int, step=int, ratio=float)
 
@@ -38,25 +40,47 @@ def sizes(config: ConfigDict) -> tuple[of_data.Size, ...]:
 def batches(config: ConfigDict, of: Any, fields: Sequence[str], **more: Any) -> Any:
     """The input pipeline that is trained on: `parts.batches`, or where `data.buckets` is set a batch a bucket.
 
+    Raises:
+      ValueError: as `placed`; a bucket without a batch of pictures; or a cache in buckets, and the config has none.
+    """
+    if not sizes(config):
+        if isinstance(of, latents.Cached) and of.plan.buckets:
+            raise ValueError(
+                f"the {of.name} are in buckets, and data.buckets is not set; set it as it was for this cache"
+            )
+        return parts.batches(config, of, fields, **more)
+    wanted, members = placed(config, of)
+    options = parts.reading(config, of, fields, **more)
+    options.pop("size")
+    return of_data.bucketed(of, buckets=wanted, members=members, **options)
+
+
+def placed(config: ConfigDict, of: Any) -> tuple[tuple[of_data.Size, ...], Int[np.ndarray, " n"]]:
+    """The buckets of a source, pictures or a cache of them, and in which of them each record is.
+
     Of a budget, the buckets that have no batch of pictures are left out.
 
     Raises:
-      ValueError: a source that does not know the sizes of its pictures, or a bucket without a batch of them.
+      ValueError: a source that does not know the sizes of its pictures, or a cache of other buckets.
     """
-    wanted = sizes(config)
-    if not wanted:
-        return parts.batches(config, of, fields, **more)
+    wanted, budget = sizes(config), isinstance(parts.data(config)["buckets"], dict)
+    if isinstance(of, latents.Cached):
+        held = tuple((h, w) for h, w, _ in of.plan.buckets)
+        if not held or not (set(held) <= set(wanted) if budget else held == wanted):
+            raise ValueError(
+                f"the {of.name} are of the buckets {list(held)} (height, width), and data.buckets says {list(wanted)}; "
+                "write another cache, or set data.buckets as it was for this one"
+            )
+        return held, np.repeat(np.arange(len(held)), [n for *_, n in of.plan.buckets])
     if not isinstance(of, of_data.Sized):
         raise ValueError(
             f"data.buckets needs the sizes of the pictures, which {of.name} does not know; give a folder of pictures, "
             "or leave data.buckets out"
         )
-    given, batch = of.sizes(), parts.data(config)["batch"]
-    if isinstance(parts.data(config)["buckets"], dict):
-        wanted = of_data.occupied(given, wanted, batch)
-    options = parts.reading(config, of, fields, **more)
-    options.pop("size")
-    return of_data.bucketed(of, buckets=wanted, members=of_data.nearest(given, wanted), **options)
+    given = of.sizes()
+    if budget:
+        wanted = of_data.occupied(given, wanted, parts.data(config)["batch"])
+    return wanted, of_data.nearest(given, wanted)
 
 
 def shapes(of: Any) -> list[dict[str, np.ndarray]]:

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from ldm_jax import codec, conditioners
-from ldm_jax.build import cached, diffusion, parts, pretrained, workdir
+from ldm_jax.build import buckets, cached, diffusion, parts, pretrained, workdir
 from ldm_jax.build.sections import plain
+from ldm_jax.data import buckets as of_data
 from ldm_jax.data import examples, latents, records
 from ldm_jax.pretrained import start
 from ldm_jax.training import sharding
@@ -29,6 +30,7 @@ class Job(NamedTuple):
 
     plan: latents.Plan
     source: Any
+    parts: tuple[tuple[of_data.Members, tuple[int, int]], ...]  # see `latents.Views`
     encode: Callable[[Float[np.ndarray, "b h w 3"]], Float[jax.Array, "b x y k"]]
     encode_texts: (
         Callable[[list[str]], dict[str, np.ndarray]] | None
@@ -40,7 +42,7 @@ class Job(NamedTuple):
     def views(self, numbers: Sequence[int]) -> latents.Views:
         made = (latents.CAPTION, *latents.BY_CAPTION)
         fields = tuple(name for name in self.plan.fields if not name.endswith(made))
-        return latents.Views(self.source, numbers, self.plan.size, self.plan.flips, fields)
+        return latents.Views(self.parts, numbers, self.plan.flips, fields)
 
 
 class _Encoder(NamedTuple):
@@ -85,6 +87,11 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         raise ValueError(
             f"{source.name} has no captions, which the model reads; its fields are {source.fields}"
         )
+    in_buckets = split == "train" and bool(buckets.sizes(config))
+    of_sizes = [(size, np.arange(len(source)))]
+    if in_buckets:
+        found_sizes, members = buckets.placed(config, source)
+        of_sizes = [(at, np.flatnonzero(members == i)) for i, at in enumerate(found_sizes)]
     plan = latents.Plan(
         name=source.name,
         source=source.fingerprint,
@@ -99,14 +106,17 @@ def job(config: ConfigDict, out: str | Path, split: str, shard: int, dtype: str,
         fields=(*fields, *captions, *found.of_texts),
         codec=found.about,
         text=found.text,
+        buckets=tuple((*at, len(some)) for at, some in of_sizes) if in_buckets else (),
     )
     _compare(plan, out, split)
     rows = sharding.round_up(max(rows, plan.flips), mesh)
     compiled = jax.jit(found.coder.moments)
     options = parts.data(config)
+    read = source.only(("image", *plan.fields))
     return Job(
         plan=plan,
-        source=source.only(("image", *plan.fields)),
+        source=read,
+        parts=tuple((of_data.part(read, some), at) for at, some in of_sizes),
         encode=lambda x: compiled(found.arrays, sharding.spread(mesh, x)),
         encode_texts=found.texts and found.texts(rows),
         rows=rows,

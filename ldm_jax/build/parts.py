@@ -98,16 +98,11 @@ def view(config: ConfigDict) -> tuple[tuple[int, int], str, bool]:
     """Size (h, w), crop and flip of the data.
 
     Raises:
-      ValueError: random crops of what is encoded once, or buckets.
+      ValueError: random crops of what is encoded once.
     """
     options = data(config)
     size = options["size"] if isinstance(options["size"], tuple) else (options["size"],) * 2
     crop, flip = options.get("crop", "center"), options.get("flip", False)
-    if options.get("buckets"):
-        raise ValueError(
-            "data.buckets is set, and a cache holds pictures of one size; leave data.buckets out, or train on the "
-            "pictures themselves"
-        )
     if crop != "center":
         raise ValueError(
             f"data.crop = {crop!r}, and a cache holds each picture once, cut in its centre; "

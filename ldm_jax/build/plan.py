@@ -20,7 +20,7 @@ from ldm_jax.foresee.study import Program
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pretrained import start
 from ldm_jax.tasks import make_sampler
-from ldm_jax.training import diffusion_loss, sharding, step
+from ldm_jax.training import diffusion_loss, joined, sharding, step
 from ldm_jax.types import Loss, Params
 
 WHAT = ("train", "sample")
@@ -167,7 +167,8 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
             "batch": batch,
             "key": _laid(key, everywhere),
         }
-        return Program(call, inputs, (layouts, everywhere), (0, 1, 2, 3), rows)
+        options = joined.options(list(mesh.devices.flat), of.trained)
+        return Program(call, inputs, (layouts, everywhere), (0, 1, 2, 3), rows, options)
     how = sampler.sampling(config, of.model)
     shape = of.model.codec.shape(of.fields["x"].shape)
     draw = make_sampler(of.model, shape, how)

@@ -111,6 +111,11 @@ class Members:
         return self.source.captions()
 
 
+def part(source: records.Source, numbers: Int[np.ndarray, " n"]) -> Members:
+    """The records of a source that have these numbers."""
+    return Members(source, numbers, source.name, source.fingerprint, source.classes)
+
+
 @dataclass(frozen=True, eq=False)
 class Bucketed:
     """`self[step]` is the batch of a step, of one of the buckets; see `bucketed`."""
@@ -190,9 +195,10 @@ def bucketed(
                 f"the bucket {h}x{w} (height x width) has {len(numbers)} pictures of {source.name}, fewer than a batch "
                 f"of {batch}; leave it out of data.buckets, or make the batch smaller"
             )
-        own = Members(source, numbers, source.name, source.fingerprint, source.classes)
         drawn = pipeline.seed_of((seed, i))  # buckets are not to be cut and mirrored alike
-        streams.append(pipeline.batches(own, batch=batch, size=(h, w), seed=drawn, **options))
+        streams.append(
+            pipeline.batches(part(source, numbers), batch=batch, size=(h, w), seed=drawn, **options)
+        )
     one = streams[0]
     return Bucketed(
         source=source,

@@ -12,6 +12,9 @@ posterior side by side, of the picture and, with f = 2, of its mirror image; and
 record has them. An autoencoder without a posterior leaves its latents there instead. Text encoders that are not trained
 have left what they make of each caption, `tokens_states` [m n d] and `tokens_pooled` [m d].
 
+Where the pictures of training are in buckets (`buckets`), each has the size of its own, and the records lie bucket by
+bucket, those of one in the order of the source: the plan has but to know how many they are.
+
 A shard gets its name when it is whole. What was interrupted goes on with the shards that are not there.
 """
 
@@ -31,7 +34,7 @@ from array_record.python import array_record_data_source, array_record_module
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ldm_jax.data import examples, records, transforms
+from ldm_jax.data import buckets, examples, records, transforms
 
 MOMENTS, CAPTION = "moments", "caption"
 BY_SIDE = (MOMENTS, examples.SIZES, "segmentation")  # of the picture, and of its mirror image
@@ -56,10 +59,12 @@ class Plan:
     fields: tuple[str, ...]  # what else a record holds
     codec: dict[str, Any]  # where the autoencoder came from, and its sha256
     text: str = ""  # sha256 of the text encoders by which captions are encoded, too
+    buckets: tuple[tuple[int, int, int], ...] = ()  # (h, w) of pictures, and how many; of all: none
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        told = {k: v for k, v in asdict(self).items() if k != "buckets" or v}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def plan_path(path: str | os.PathLike, split: str) -> Path:
@@ -78,6 +83,7 @@ def read_plan(path: str | os.PathLike, split: str) -> Plan | None:
     try:
         given = json.loads(file.read_text())
         lists = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
+        lists["buckets"] = tuple(map(tuple, given.get("buckets", ())))
         return Plan(**given | lists)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} is no plan of a cache ({error}); write the cache anew") from error
@@ -255,12 +261,12 @@ def shown(
 class Views:
     """What is encoded of the records of a source: pictures cut in their centre, `x` [f h w 3], and their fields.
 
-    A record that cannot be shown is replaced as in the pipeline, and `_bad` says so.
+    Pictures of different sizes are from several sources, one after the other. A record that cannot be shown is replaced
+    as in the pipeline, by one of its own source, and `_bad` says so.
     """
 
-    source: records.Source
-    numbers: Sequence[int]  # of the records
-    size: tuple[int, int]
+    parts: tuple[tuple[buckets.Members, tuple[int, int]], ...]  # with (h, w) of their pictures
+    numbers: Sequence[int]  # of the records, through all of them
     flips: int
     fields: tuple[str, ...]  # without captions, which are kept where there are any
 
@@ -269,19 +275,24 @@ class Views:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self.numbers[position])
-        at, example = records.readable(self.source, index, self._both)
-        return example | {"_bad": -1 if at == index else index}
+        part = 0
+        while index >= len(self.parts[part][0]):
+            index -= len(self.parts[part][0])
+            part += 1
+        source, size = self.parts[part]
+        at, example = records.readable(source, index, lambda record: self._both(record, size))
+        return example | {"_bad": -1 if at == index else int(source.numbers[index])}
 
-    def _both(self, record: dict[str, Any]) -> dict[str, Any]:
-        image, original = transforms.decode_sized(record["image"], at_least=self.size)
+    def _both(self, record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        image, original = transforms.decode_sized(record["image"], at_least=size)
         drawn = np.random.default_rng(0)  # a window in the centre does not depend on it
-        view = transforms.window(image.size, self.size, crop="center", flip=False, rng=drawn)
+        view = transforms.window(image.size, size, crop="center", flip=False, rng=drawn)
         sides = [
-            examples.seen(record, self.fields, image, original, view._replace(flip=flip), self.size)
+            examples.seen(record, self.fields, image, original, view._replace(flip=flip), size)
             for flip in (False, True)[: self.flips]
         ]
         example = {"x": np.stack([side["x"] for side in sides])}
         for name in self.fields:
-            values = [records.numbers(name, [side[name]], self.source)[0] for side in sides]
+            values = [records.numbers(name, [side[name]], self.parts[0][0])[0] for side in sides]
             example[name] = np.stack(values) if name in BY_SIDE else values[0]
         return example | ({CAPTION: record[CAPTION]} if CAPTION in record else {})

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from ldm_jax.foresee import text as program_text
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SMALL = (
+    2**12
+)  # bytes: no gradient of a network, and less than a chip sends in the time that it takes to begin
 # How often the bytes of a result leave a chip, in a ring of many: an all-reduce gathers after it has scattered.
 TRIPS = {"all-reduce": 2.0}
 # The size of a group of chips, as XLA writes it: [groups,size], {{one,group},...}, or axes of a mesh by their names.
@@ -62,9 +65,13 @@ def moved(found: list[Collective]) -> float:
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
-    """By kind: how many, and their bytes."""
+    """By kind: how many, how many of these are small (`SMALL`: losses and norms), and the bytes of all."""
     return {
-        kind: {"count": len(sizes), "bytes": sum(sizes)}
+        kind: {
+            "count": len(sizes),
+            "small": sum(size < SMALL for size in sizes),
+            "bytes": sum(sizes),
+        }
         for kind in KINDS
         if (sizes := [c.size for c in found if c.kind == kind])
     }

@@ -26,6 +26,7 @@ class Program(NamedTuple):
     layouts: Any = None  # of what it returns; None: XLA's choice
     donated: tuple[int, ...] = ()
     batch: int = 1  # rows on all devices
+    options: Mapping[str, Any] | None = None  # what the compiler is told beside
 
 
 class DoesNotFit(RuntimeError):
@@ -68,7 +69,7 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Spent]:
         )
         lowered = jitted.lower(*program.inputs.values())
         try:
-            made = lowered.compile()
+            made = lowered.compile(compiler_options=dict(program.options or {}))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -161,7 +162,8 @@ def told(figures: Mapping[str, Any]) -> str:
         f"{figures['intensity']['chip']:.0f}",
     ]
     for kind, of in figures["collectives"].items():
-        lines.append(f"{kind}: {of['count']}, {of['bytes'] / 2**20:.1f} MiB")
+        small = f" ({of['small']} of them small)" if of["small"] else ""
+        lines.append(f"{kind}: {of['count']}{small}, {of['bytes'] / 2**20:.1f} MiB")
     lines += [
         "at least "
         + ", ".join(

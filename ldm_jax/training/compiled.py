@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +84,20 @@ def begin(key: str, devices: Sequence[Any]) -> Kept | None:
     return Kept(path, tuple(devices), loading)
 
 
-def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> Call:
+def finish(
+    kept: Kept | None,
+    step: Call,
+    out: Any,
+    inputs: tuple[Any, ...],
+    options: Mapping[str, Any] | None = None,
+) -> Call:
     """The compiled step for inputs like these: the one that was kept, else it is compiled, and kept from now on.
 
-    `step` donates its state; `out` are the layouts of what it returns.
+    `step` donates its state; `out` are the layouts of what it returns, and `options` what the compiler is told beside.
     """
     if kept is None:
-        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(*inputs).compile()
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+        return jitted.lower(*inputs).compile(compiler_options=dict(options or {}))
     leaves = [jax.tree.leaves(i) for i in inputs]
     trees = [jax.tree.structure(i) for i in inputs]
     loaded = None
@@ -115,7 +122,8 @@ def finish(kept: Kept | None, step: Call, out: Any, inputs: tuple[Any, ...]) -> 
 
         layouts = (jax.tree.leaves(out[0]), [out[1]] * len(names))
         with _anew():
-            loaded = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves).compile()
+            lowered = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves)
+            loaded = lowered.compile(compiler_options=dict(options or {}))
         sizes = [len(given) for given in leaves]
         _write(kept.path, loaded, (sizes, _described(inputs), names))
 

@@ -20,6 +20,7 @@ from ldm_jax.training import (
     goodput,
     guards,
     interrupt,
+    joined,
     logs,
     processes,
     profile,
@@ -149,11 +150,12 @@ class _Training:
         run, layouts = self.run, (self.layouts, sharding.replicated(self.run.mesh))
         how = (run.ema, run.accumulate, run.groups)
         taken = sharding.on(run.mesh, step.make_train_step(run.loss, run.optimizer, *how))
+        options = joined.options(list(run.mesh.devices.flat), self.state.params)
         others = [reading.abstract(b, sharding.batch_layouts(run.mesh, b)) for b in run.shapes]
         for batch in (self.batch, *others):
             if (shape := batch["x"].shape) not in self.taken:
                 inputs = (self.state, run.frozen, batch, self.key)
-                self.taken[shape] = compiled.finish(run.kept, taken, layouts, inputs)
+                self.taken[shape] = compiled.finish(run.kept, taken, layouts, inputs, options)
 
     def tell(self) -> None:
         """A line of the log; after too much trouble the state is another one."""
