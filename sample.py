@@ -35,6 +35,11 @@ GUIDANCE = flags.DEFINE_float(
 )
 WEAK = text("weak", None, "guide away from a weaker model: a run, or an earlier step of this run")
 NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
+JUDGE = text(
+    "judge", None, "lead, by gradients, to what a network sees: a CLIP folder, or a classifier"
+)
+TOWARDS = texts("towards", [], "what the judge is to see; by default the prompts; may be repeated")
+PULL = flags.DEFINE_float("pull", 1.0, "the scale of the judge's gradient", flag_values=FLAGS)
 SEED = whole("seed", None, "the first sample's seed, or 0; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
 EMA = text("ema", None, "which of the run's averages, by name; None: the first")
@@ -69,7 +74,7 @@ def main(argv: list[str]) -> None:
         cli.required(WORKDIR)
         import numpy as np
 
-        from ldm_jax import build, heatmaps, media
+        from ldm_jax import build, heatmaps, media, towards
 
         pipeline = build.pipeline(WORKDIR.value, STEP.value, EMA.value)
         negative = NEGATIVE.value
@@ -79,6 +84,8 @@ def main(argv: list[str]) -> None:
             override["guidance"] = build.away_from(WEAK.value, GUIDANCE.value)
         shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
         sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
+        if JUDGE.value is not None:
+            sampling = sampling.led(towards.load(JUDGE.value), PULL.value)
         if sampling.stochastic and SEED.value is None:
             print(
                 "the solver adds noise and no --seed was given: seeds are 0, 1 ...", file=sys.stderr
@@ -94,6 +101,7 @@ def main(argv: list[str]) -> None:
             repaint=cli.whole_numbers(REPAINT),
             frames=FRAMES.value,
             weights=cli.weights(WEIGHT),
+            towards=TOWARDS.value,
         )
         words = dict(
             prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value or 0
