@@ -29,6 +29,7 @@ PROMPT = texts("prompt", [], "a prompt, or a file with one a line; may be repeat
 LABEL = texts("label", [], "a class, by name or number; may be repeated")
 N = whole("n", 1, "samples a prompt or label", lower_bound=1)
 SOLVER = text("solver", None, "a solver of ldm_jax/diffusion/solvers; None: the config's")
+SPACING = text("spacing", None, "a grid of ldm_jax/diffusion/spacings.py; None: the config's")
 STEPS = whole("steps", None, "steps of the solver; None: the config's", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> None:
         pipeline = build.pipeline(WORKDIR.value, STEP.value, EMA.value)
         negative = NEGATIVE.value
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
+        flagged |= dict(spacing=SPACING.value)
         override = {k: v for k, v in flagged.items() if v is not None}
         if WEAK.value is not None:
             override["guidance"] = build.away_from(WEAK.value, GUIDANCE.value)

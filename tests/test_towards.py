@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,11 +24,11 @@ def test_a_classifier_wants_what_a_text_names_and_nothing_else(tmp_path):
     assert [set(kinds[row > 0]) for row in rows] == [{"red", "cross", "blue", "square"}, {"cyan"}]
     with pytest.raises(ValueError, match="'a cat' names none of"):
         judge.wanted(["a red cross", "a cat"])
-    x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
     said = shapes_classifier.network(world).apply(judge.params, 127.5 * (x + 1)).present
     p = 1 / (1 + np.exp(-np.asarray(said, np.float64)))
     expected = np.log(np.where(rows > 0, p, 1 - p)).sum(-1)
-    found = judge.log_p(judge.params, rows, x, jnp.zeros(2))
+    found = judge.log_p(judge.params, jnp.asarray(rows), x, jnp.zeros(2))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     again = towards.load(tmp_path / "shapes.safetensors")
     assert again.log_p is judge.log_p  # the same compiled program
@@ -104,11 +103,3 @@ def test_a_judge_of_pictures_of_another_size_is_told(tmp_path, capsys):
     assert "the judge reads pictures of (32, 32)" in capsys.readouterr().err
     assert tiny.call("sample", *given[:-1], tmp_path / "nothing") == 2
     assert "there is no judge" in capsys.readouterr().err
-
-
-def test_gradients_reach_the_latents(tmp_path):
-    """Through a decoder with codes as well, whose rounding has no gradient of its own."""
-    judge = towards.load(random_network(tmp_path / "shapes.safetensors"))
-    rows, x = judge.wanted(["a red cross"]), jnp.zeros((1, 32, 32, 3))
-    grad = jax.grad(lambda x: judge.log_p(judge.params, rows, x, jnp.zeros(1)).sum())(x)
-    assert np.abs(grad).max() > 1e-6

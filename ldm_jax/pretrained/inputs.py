@@ -234,8 +234,13 @@ def only(pipe: Any, verb: str, spatial: int) -> None:
         raise ValueError(f"this is a model for variations of images, which {verb} does not give")
     reads = unet.channels(pipe.components["unet"].config).spatial
     if reads != spatial:
-        fits = {0: "text_to_image or image_to_image", 1: "depth_to_image", 3: "upscale"}
+        fits = {
+            0: "text_to_image or image_to_image",
+            1: "depth_to_image",
+            3: "upscale or super_resolution",
+        }
         fits |= {pipe.latent_channels: "instruct", pipe.latent_channels + 1: "inpaint"}
+        fits |= {} if pipe.tokenizers else {3: "super_resolution"}
         raise ValueError(
             f"this model reads {reads} channels beside the latents and {verb} gives {spatial}; "
             f"it is a model for {fits.get(reads, 'none of the verbs')}"

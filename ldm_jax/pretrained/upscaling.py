@@ -42,6 +42,8 @@ def upscale(
     texts = inputs.check(prompt, solver, images)
     if not 0 <= noise_level <= MAX_NOISE_LEVEL:
         raise ValueError(f"noise_level={noise_level} is outside of 0 to {MAX_NOISE_LEVEL}")
+    if not pipe.tokenizers:
+        raise ValueError("this model reads no text; use a verb without a prompt: super_resolution")
     if "low_res_scheduler" not in pipe.schedulers:
         raise ValueError("this model has no low_res_scheduler, which says how images are noised")
     path, _ = scheduler.path_and_target(pipe.schedulers["low_res_scheduler"])

@@ -13,6 +13,8 @@ Arguments that all of them take, and that mean the same everywhere:
     sizes             of XL: `original_size`, `crop`, `target_size` (each (height, width), or (top, left)), and
                       `aesthetic_score` of the refiner; by default the image's own size, uncropped
 
+How they guide and which levels they walk along is up to the pipeline: `guides`.
+
 They return images, and raise ValueError, before any compile, for a model that is not made for the verb, sizes that the
 autoencoder's factor does not divide, prompts and images of different number, no prompt, and unknown solvers.
 """
