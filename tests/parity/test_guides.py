@@ -21,9 +21,7 @@ def test_other_guidance_and_another_grid(tmp_path):
     theirs = diffusers.StableDiffusionPipeline(**of, **CHECKER)
     theirs.save_pretrained(tmp_path / "theirs")
     pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
-    perturbed = diffusers.StableDiffusionPAGPipeline(
-        **of, feature_extractor=None, pag_applied_layers="mid", requires_safety_checker=False
-    )
+    perturbed = diffusers.StableDiffusionPAGPipeline(**of, **CHECKER, pag_applied_layers="mid")
     noise = {k: v for k, v in of["scheduler"].config.items() if k != "clip_sample"}
     euler = diffusers.EulerDiscreteScheduler.from_config(noise, use_karras_sigmas=True)
     karras = diffusers.StableDiffusionPipeline(**of | dict(scheduler=euler), **CHECKER)
@@ -61,6 +59,6 @@ def test_clip_judges_as_theirs_does(model):  # noqa: F811
     out = network(input_ids=ids, pixel_values=seen)
     theirs = 100 * (out.image_embeds * out.text_embeds).sum()
     theirs.backward()
-    assert float(found) == pytest.approx(float(theirs), abs=1e-2)
+    assert float(found) == pytest.approx(theirs.item(), abs=1e-2)
     expected = pixels.grad.numpy()
     assert np.linalg.norm(grad - expected) < 1e-3 * np.linalg.norm(expected)
