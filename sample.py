@@ -29,12 +29,18 @@ PROMPT = texts("prompt", [], "a prompt, or a file with one a line; may be repeat
 LABEL = texts("label", [], "a class, by name or number; may be repeated")
 N = whole("n", 1, "samples a prompt or label", lower_bound=1)
 SOLVER = text("solver", None, "a solver of ldm_jax/diffusion/solvers; None: the config's")
+SPACING = text("spacing", None, "a grid of ldm_jax/diffusion/spacings.py; None: the config's")
 STEPS = whole("steps", None, "steps of the solver; None: the config's", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "classifier-free guidance scale; None: the config's", flag_values=FLAGS
 )
 WEAK = text("weak", None, "guide away from a weaker model: a run, or an earlier step of this run")
 NEGATIVE = text("negative", None, "a prompt that guidance leads away from")
+JUDGE = text(
+    "judge", None, "lead, by gradients, to what a network sees: a CLIP folder, or a classifier"
+)
+TOWARDS = texts("towards", [], "what the judge is to see; by default the prompts; may be repeated")
+PULL = flags.DEFINE_float("pull", 1.0, "the scale of the judge's gradient", flag_values=FLAGS)
 SEED = whole("seed", None, "the first sample's seed, or 0; the others count on", lower_bound=0)
 STEP = whole("checkpoint", None, "the checkpoint's step; None: the latest")
 EMA = text("ema", None, "which of the run's averages, by name; None: the first")
@@ -69,16 +75,19 @@ def main(argv: list[str]) -> None:
         cli.required(WORKDIR)
         import numpy as np
 
-        from ldm_jax import build, heatmaps, media
+        from ldm_jax import build, heatmaps, media, towards
 
         pipeline = build.pipeline(WORKDIR.value, STEP.value, EMA.value)
         negative = NEGATIVE.value
         flagged = dict(solver=SOLVER.value, steps=STEPS.value, guidance=GUIDANCE.value)
+        flagged |= dict(spacing=SPACING.value)
         override = {k: v for k, v in flagged.items() if v is not None}
         if WEAK.value is not None:
             override["guidance"] = build.away_from(WEAK.value, GUIDANCE.value)
         shown = dict(film=FILM.value, heatmaps=HEATMAPS.value)
         sampling = build.sampling(WORKDIR.value, pipeline, **shown, **override)
+        if JUDGE.value is not None:
+            sampling = sampling.led(towards.load(JUDGE.value), PULL.value)
         if sampling.stochastic and SEED.value is None:
             print(
                 "the solver adds noise and no --seed was given: seeds are 0, 1 ...", file=sys.stderr
@@ -94,6 +103,7 @@ def main(argv: list[str]) -> None:
             repaint=cli.whole_numbers(REPAINT),
             frames=FRAMES.value,
             weights=cli.weights(WEIGHT),
+            towards=TOWARDS.value,
         )
         words = dict(
             prompts=cli.texts(PROMPT.value), labels=LABEL.value, n=N.value, seed=SEED.value or 0

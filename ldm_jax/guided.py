@@ -7,19 +7,21 @@
     sag         beside it, blurred where it attends      scale, strength, blocks
     auto        autoguidance, away from a weaker model   scale
 
-and with each of them `rescale`, `threshold` with its `limit`, `interval`, two_passes. Which of these are given decides
-what is compiled, their values do not. A scale of 1 is no classifier-free guidance, and costs none.
+and with each of them `rescale`, `threshold` with its `limit`, `interval`, two_passes, and the `pull` of guidance by
+gradients. Which of these are given decides what is compiled, their values do not. A scale of 1 is no classifier-free
+guidance, and costs none.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion import blurring, finishes, guidance, process, samplers
+from ldm_jax.diffusion import blurring, finishes, gradients, guidance, process, samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn import taps
 from ldm_jax.types import Cond, Denoiser, Params, Prediction
@@ -44,6 +46,13 @@ class How:
     blocks: tuple[str, ...] = ()  # of pag and sag, see `taps`
     two_passes: bool = False  # instead of a doubled batch: slower, in half the memory
     weak: LatentDiffusion | None = None  # of auto; its parameters are params["weak"]
+    towards: Callable[..., Any] | None = None  # a `towards.LogP`; its are params["towards"]
+    through: bool = (
+        True  # whether the gradient goes through the network, see `gradients.by_estimate`
+    )
+
+
+CFG = How()
 
 
 class Beside(NamedTuple):
@@ -55,6 +64,53 @@ class Beside(NamedTuple):
     weights: Float[Array, "b n"] | None = (
         None  # ... and by which parts of the scale, the first's included
     )
+    log_p: gradients.LogLikelihood | None = None  # what gradients lead to, of estimated latents
+
+
+def check(how: How, numbers: Mapping[str, Any], steps: int, where: str = "guidance") -> None:
+    """Raises: ValueError: a number that is out of range, or two passes of what has none; `where` is of the message."""
+    if how.name in ("sag", "auto") and how.two_passes:
+        raise ValueError(f"{where}: {how.name} has no two passes to choose; leave two_passes out")
+    ranges = {
+        "rescale": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+        "threshold": (lambda v: 0 < v <= 1, "above 0 and up to 1"),
+        "limit": (lambda v: v > 0 and "threshold" in numbers, "above 0, beside a threshold"),
+        "interval": (lambda v: v[0] < v[1], "a lower and a higher time, of 0 (data) to 1 (noise)"),
+        "radius": (lambda v: v > 0, "above 0"),
+        "zero_steps": (lambda v: 0 <= v < steps, f"from 0 to less than the {steps} steps"),
+    }
+    for key, (right, words) in ranges.items():
+        if key in numbers and not right(numbers[key]):
+            raise ValueError(f"{where}.{key} = {numbers[key]} is out of range; give it {words}")
+
+
+def check_several(how: How, numbers: Mapping[str, Any]) -> None:
+    """Raises: ValueError: guidance that does not go with prompts that AND combines."""
+    also = sorted({"rescale", "threshold"} & set(numbers))
+    if how.name != "cfg" or also:
+        other = also[0] if also else f"the guidance {how.name}"
+        raise ValueError(f"AND is guidance of its own and takes no {other}; use cfg alone")
+
+
+def traced(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers as arrays."""
+    whole = ("zero_steps",)
+    return {
+        k: jax.tree.map(jnp.int32 if k in whole else jnp.float32, v) for k, v in numbers.items()
+    }
+
+
+def likelihood(
+    model: LatentDiffusion, how: How, params: Params, arrays: Params, wanted: Any
+) -> gradients.LogLikelihood | None:
+    """`Beside.log_p`: what is said of the pictures that the codec, with its `arrays`, makes of latents."""
+    if how.towards is None:
+        return None
+
+    def log_p(z, t):
+        return how.towards(params["towards"], wanted, model.codec.decode(arrays, z), t)
+
+    return log_p
 
 
 def denoiser(
@@ -97,6 +153,9 @@ def denoiser(
         made = guidance.finished(plain, *finish) if finish else plain
     else:
         made = guidance.cfg(plain, null, scale, *finish, batched=not how.two_passes)
+    if beside.log_p is not None:
+        pull = numbers["pull"]
+        made = gradients.by_estimate(made, path, beside.log_p, pull, how.through)
     if "interval" in numbers:
         made = guidance.interval(made, plain, *numbers["interval"])
     if "zero_steps" in numbers:

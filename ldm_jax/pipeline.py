@@ -163,13 +163,22 @@ class Pipeline:
         step of all chunks, as many calls of one compiled step.
 
         Raises:
-          ValueError: heat maps of a model without cross-attention. Of what it returns, guidance by blocks without
-            self-attention, or a negative prompt where nothing leads away from one.
+          ValueError: heat maps of a model without cross-attention, or a judge of pictures of another size. Of what it
+            returns, guidance by blocks without self-attention, a negative prompt where nothing leads away from one, or
+            gradients that lead nowhere.
         """
         if sampling.heatmaps:
             self.check_heatmaps()
         scale, numbers = jnp.float32(sampling.guidance), sampling.traced()
         params = self.params if sampling.weak is None else self.params | {"weak": sampling.weak}
+        if sampling.towards is not None:
+            if sampling.towards.size not in (None, self.size):
+                raise ValueError(
+                    f"the judge reads pictures of {sampling.towards.size}, and this model draws {self.size}; "
+                    "give another"
+                )
+            placed = jax.device_put(sampling.towards.params, sharding.replicated(self.mesh))
+            params = params | {"towards": placed}
 
         def program(task):
             made = (self.model, self.shape, sampling, task)
@@ -218,6 +227,10 @@ class Pipeline:
             if negative is not None and sampling.guidance == 1.0 and task.combine != "AND":
                 raise ValueError(
                     "guidance leads away from a negative prompt, and a guidance of 1 is none; give another, such as 5"
+                )
+            if sampling.towards is not None and "towards" not in task.rows:
+                raise ValueError(
+                    "gradients lead towards texts, and none were given; ask for the task by build.ask"
                 )
             return chunks(batch, seeds, negative, task)
 

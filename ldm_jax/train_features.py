@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
         if not OUT.value.endswith(".safetensors"):
             raise ValueError(f"--out={OUT.value} must end in .safetensors")
         from ldm_jax.quality import shapes_features
+        from ldm_jax.weights import shapes_classifier
 
         world = vocabulary.world(CONFIG.value)
         training = shapes_features.training(world, DATA_DIR.value)
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
             f"{split:12s} colours and shapes right {told['kinds']:.3f}, number {told['count']:.3f}, "
             f"places within {told['pixels']:.2f} pixels"
         )
-    shapes_features.save(OUT.value, world, params)
+    shapes_classifier.save(OUT.value, world, params)
     print(OUT.value)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import build
-from ldm_jax.build.combined import combined
+from ldm_jax.combined import combined
 from tests import tiny
 from tests.test_pipeline_sampling import BLUE, RED, model
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
@@ -15,10 +15,10 @@ from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 def test_captions_are_cut_at_the_words_between():
     alone = combined([RED, "AND it ANDs: 3"])
     assert (alone.how, alone.columns) == (None, [[RED, "AND it ANDs: 3"]])
-    both = combined(["a red square AND a star:0.5 AND b : -2", BLUE])
+    both = combined(["a red square AND a star:0.5 AND b : -2", BLUE, ""])
     assert both.how == "AND"
-    assert both.columns == [["a red square", BLUE], ["a star", ""], ["b", ""]]
-    np.testing.assert_array_equal(both.weights, [[1, 0.5, -2], [1, 0, 0]])
+    assert both.columns == [["a red square", BLUE, ""], ["a star", "", ""], ["b", "", ""]]
+    np.testing.assert_array_equal(both.weights, [[1, 0.5, -2], [1, 0, 0], [1, 0, 0]])
     between = combined(["a:1 BLEND b:3"])
     assert (between.how, between.columns) == ("BLEND", [["a"], ["b"]])
     np.testing.assert_array_equal(between.weights, [[1, 3]])

@@ -2,8 +2,6 @@
 
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,16 +20,14 @@ def block(file, having):
 
 @pytest.mark.slow
 def test_guidance_by_a_function_of_the_picture_makes_it_likelier():
-    code = block("guide.md", "gradients.by_estimate").replace(
-        "runs/demo/model", str(tiny.shared_model("text"))
-    )
-    scope = {}
-    exec(code, scope)
-    batch, key = scope["pipe"].prompts(["a square"]), jax.random.key(0)
-    plain = scope["draw"](scope["params"], batch, key, jnp.float32(0))
-    assert scope["images"].shape == plain.shape == (1, 16, 16, 3)
+    code = block("guide.md", "Towards(").replace("runs/demo/model", str(tiny.shared_model("text")))
+    led, plain = ({}, {})
+    exec(code, led)
+    exec(code.replace("pull=1.0", "pull=0.0"), plain)
+    x, y = (scope["drawn"].x for scope in (led, plain))
+    assert x.shape == y.shape == (1, 16, 16, 3)
 
     def red(x):
         return float(np.mean(x[..., 0] - x[..., 1:].mean(-1)))
 
-    assert red(scope["images"]) > red(plain) + 1e-3
+    assert red(x) > red(y) + 1e-3

@@ -14,7 +14,7 @@ from ldm_jax.metrics import frechet, image, moments, neighbours
 from ldm_jax.models.shapes_classifier import ShapesClassifier
 from ldm_jax.quality import extractors, features, pictures, shapes_features
 from ldm_jax.training import sharding
-from ldm_jax.weights import files
+from ldm_jax.weights import files, shapes_classifier
 from tests import tiny
 from tests.tiny import quick_compiles  # noqa: F401 (a fixture of this module)
 
@@ -24,14 +24,14 @@ N = 90  # pictures in a folder; the features are 64 numbers
 def random_network(path, seed=0):
     world = vocabulary.SIMPLE
     example = jnp.zeros((1, world.side, world.side, 3))
-    shapes = jax.eval_shape(shapes_features.network(world).init, jax.random.key(0), example)
+    shapes = jax.eval_shape(shapes_classifier.network(world).init, jax.random.key(0), example)
     rng = np.random.default_rng(seed)
 
     def drawn(leaf):
         fan = np.prod(leaf.shape[:-1])
         return (rng.standard_normal(leaf.shape) / np.sqrt(fan)).astype(np.float32)
 
-    shapes_features.save(path, world, jax.tree.map(drawn, shapes))
+    shapes_classifier.save(path, world, jax.tree.map(drawn, shapes))
     return path
 
 
@@ -84,8 +84,8 @@ def test_figures_of_two_folders(given, tmp_path, capsys):
     assert evaluate(*flags(given, *more, "--save_stats", stats)) == 0
     found = json.loads(out.read_text())
 
-    _, variables = shapes_features.load(given / "shapes.safetensors")
-    network = shapes_features.network(vocabulary.SIMPLE)
+    _, variables = shapes_classifier.load(given / "shapes.safetensors")
+    network = shapes_classifier.network(vocabulary.SIMPLE)
     sets = [read(given / name) for name in "ba"]
     pools = [network.apply(variables, jnp.float32(x)).activations.pool for x in sets]
     expected = frechet.distance(*(moments.of(np.asarray(pool)) for pool in pools))
@@ -226,7 +226,7 @@ def test_weights_of_another_network(given, tmp_path, capsys):
     assert evaluate(*flags(given, "--metrics", "lpips", "--lpips", tmp_path / "w.safetensors")) == 2
     assert "not the trunk and the weights of LPIPS" in sentence(capsys)
     tensors = {"conv1.kernel": np.zeros((3, 3), np.float32)}
-    about = {"kind": shapes_features.KIND, "world": "simple"}
+    about = {"kind": shapes_classifier.KIND, "world": "simple"}
     files.write(tmp_path / "w.safetensors", tensors, about)
     assert evaluate(*flags(given, "--metrics", "fid", "--features", shapes)) == 2
     assert "of another version" in sentence(capsys)

@@ -114,19 +114,7 @@ def guidance(value: float | dict, steps: int) -> tuple[float, guided.How, dict[s
     numbers = {k: v for k, v in numbers.items() if k not in WEAKER}
     scale = float(numbers.pop("scale", 1.0))
     how = guided.How(name, numbers.pop("blocks", ()), numbers.pop("two_passes", False))
-    if name in ("sag", "auto") and how.two_passes:
-        raise ValueError(f"{WHERE}: {name} has no two passes to choose; leave two_passes out")
-    ranges = {
-        "rescale": (lambda v: 0 <= v <= 1, "from 0 to 1"),
-        "threshold": (lambda v: 0 < v <= 1, "above 0 and up to 1"),
-        "limit": (lambda v: v > 0 and "threshold" in numbers, "above 0, beside a threshold"),
-        "interval": (lambda v: v[0] < v[1], "a lower and a higher time, of 0 (data) to 1 (noise)"),
-        "radius": (lambda v: v > 0, "above 0"),
-        "zero_steps": (lambda v: 0 <= v < steps, f"from 0 to less than the {steps} steps"),
-    }
-    for key, (right, words) in ranges.items():
-        if key in numbers and not right(numbers[key]):
-            raise ValueError(f"{WHERE}.{key} = {numbers[key]} is out of range; give it {words}")
+    guided.check(how, numbers, steps, WHERE)
     return scale, how, numbers
 
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm_jax import guided
 from ldm_jax.build import exchanged, pictures
-from ldm_jax.build.combined import combined
 from ldm_jax.build.sections import did_you_mean
+from ldm_jax.combined import combined
 from ldm_jax.data.examples import HOLE, SEGMENTATION, SMALL
 from ldm_jax.diffusion import editing, inpainting
 from ldm_jax.pipeline import Pipeline
@@ -74,6 +75,7 @@ def ask(
     repaint: Sequence[int] | None = None,
     limit: float | None = None,
     weights: Mapping[str, float] | None = None,
+    towards: Sequence[str] = (),
 ) -> Asked:
     """A task by its name, `n` samples a prompt or label; "a AND b" and "a BLEND b" combine prompts (see `combined`).
 
@@ -86,6 +88,8 @@ def ask(
     the steps for which edited prompts are read where the source's words are, and positions attend to each other as the
     source's do. `repaint` is (jump, times), see `inpainting.repaint`, and `limit` that of `diffedit.binarised`: the
     lower, the more is changed. `weights` of words of the edited prompts, {word: factor}, make them act more or less.
+    `towards` are the texts, one a prompt or one for all, to which the gradients of `Sampling.towards` lead; by default
+    the prompts or labels themselves.
 
     Raises:
       ValueError: an unknown task ("did you mean"), something missing or not for this task, or inputs that do not fit.
@@ -96,6 +100,7 @@ def ask(
     given |= dict(weights=weights or None)
     given = {k: v for k, v in given.items() if v is not None and (np.isscalar(v) or len(v))}
     _check_task(task, given, sampling)
+    _check_towards(task, towards, sampling)
     _check_model(pipe, task)
     steps, taken = sampling.points.t.shape[0] - 1, {}
     if "strength" in TAKES[task]:
@@ -164,6 +169,11 @@ def ask(
         weigh = exchanged.weighed(pipe, each_part[0], weights or {})
         rows |= exchanged.rows(pipe, rows["source"], batch, weigh)
         taken = {name: exchanged.steps_of(name, share, steps) for name, share in shares.items()}
+    if sampling.towards is not None:
+        texts = each(towards, "texts to lead to") if towards else captions
+        if not texts:
+            raise ValueError("gradients lead to what a text says; give --towards TEXT")
+        rows["towards"] = np.asarray(sampling.towards.wanted(texts))
     if sampling.heatmaps and space is not None:
         raise ValueError("heat maps are of pictures of the model's size; leave them or size out")
     seeds = [seed + i for i in range(count)]
@@ -219,6 +229,13 @@ def _check_task(task: str, given: dict[str, Any], sampling: Sampling) -> None:
         )
 
 
+def _check_towards(task: str, towards: Sequence[str], sampling: Sampling) -> None:
+    if towards and sampling.towards is None:
+        raise ValueError("--towards needs a network that judges pictures; give --judge PATH")
+    if sampling.towards is not None and task in ONE_PROMPT:
+        raise ValueError(f"the task {task} goes between two prompts; leave --judge out")
+
+
 def _check_combined(how: str | None, task: str, sampling: Sampling) -> None:
     if sampling.how.name == "auto" and task in ONE_PROMPT:
         raise ValueError(
@@ -229,10 +246,8 @@ def _check_combined(how: str | None, task: str, sampling: Sampling) -> None:
     if task in ONE_PROMPT or sampling.heatmaps:
         what = "heat maps show" if sampling.heatmaps else f"the task {task} takes"
         raise ValueError(f"{what} one prompt, and {how} combines several; give them one by one")
-    also = sorted({"rescale", "threshold"} & set(sampling.numbers))
-    if how == "AND" and (sampling.how.name != "cfg" or also):
-        other = also[0] if also else f"the guidance {sampling.how.name}"
-        raise ValueError(f"AND is guidance of its own and takes no {other}; use cfg alone")
+    if how == "AND":
+        guided.check_several(sampling.how, sampling.numbers)
 
 
 def _check_model(pipe: Pipeline, task: str) -> None:

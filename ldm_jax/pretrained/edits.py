@@ -78,7 +78,7 @@ def edit(
         raise ValueError(
             f"noises of shape {noises.shape} were given; {(steps + 1, *x0.shape)} is needed"
         )
-    built = sampling.Built("ddpm", guided=source_guidance != 1.0, own_null=before[1] is None)
+    built = sampling.Built("ddpm", leads=source_guidance != 1.0, own_null=before[1] is None)
     run = sampling.friendly(pipe.model, verbs.modules(pipe), built)
     noise = sampling.keys(seed, n) if noises is None else jnp.asarray(noises)
     scales = (jnp.float32(source_guidance), jnp.float32(1))
@@ -116,6 +116,7 @@ def diffedit(
     """
     inputs.only(pipe, "diffedit", 0)
     texts, sources = (_as_many(p, images, pipe.factor) for p in (prompt, source))
+    inputs.one_prompt(pipe, "diffedit", [*sources, *texts])
     size, n = images.shape[1:3], len(images)
     if masks is not None:
         check_masks(masks, images)
@@ -160,6 +161,7 @@ def interpolate(
     """
     inputs.only(pipe, "interpolate", 0)
     texts = inputs.check(prompts, solver)
+    inputs.one_prompt(pipe, "interpolate", texts)
     if len(texts) != 2 or len(seeds) != 2 or n < 2:
         raise ValueError(
             f"{len(texts)} prompts, {len(seeds)} seeds and n={n}; give two, two, and at least 2"
@@ -195,7 +197,7 @@ def find_masks(
     """`diffusion.diffedit.contrast` between two batches of conditions (`inputs.conditions`), at a strength's level."""
     at = verbs.begun(pipe, len(images), strength, steps)
     level = process.Point(*(a[0] for a in at))
-    built = sampling.Built(guided=guidance != 1.0, own_null=after[1] is None)
+    built = sampling.Built(leads=guidance != 1.0, own_null=after[1] is None)
     run = sampling.contrast(pipe.model, verbs.modules(pipe), built, maps)
     positive, negative = _placed(pipe, after)
     other = inputs.place(pipe, before[0])
@@ -215,7 +217,7 @@ def _walk_up(
     iterations: int,
 ) -> tuple[Array, Array]:
     """Noise, and latents at all levels of the grid, of inverted images."""
-    built = sampling.Built(guided=guidance != 1.0, own_null=given[1] is None)
+    built = sampling.Built(leads=guidance != 1.0, own_null=given[1] is None)
     run = sampling.inverter(pipe.model, verbs.modules(pipe), built, iterations)
     scales = (jnp.float32(guidance), jnp.float32(1))
     return run(pipe.params, *_placed(pipe, given), {}, pipe.encode(images), at, scales)

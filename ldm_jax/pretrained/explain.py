@@ -48,6 +48,7 @@ def explain(
     """
     inputs.only(pipe, "explain", 0)
     texts = inputs.check(prompt, solver)
+    inputs.one_prompt(pipe, "explain", texts)
     if pipe.chunks != 1 or pipe.weighted:
         raise ValueError(
             "heat maps are of prompts of one chunk without weights; read them so: pipe.reading(chunks=1)"

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Shaped
 
+from ldm_jax.combined import combined
 from ldm_jax.diffusion import process, samplers, solvers
 from ldm_jax.pretrained import sampling
 from ldm_jax.training import sharding
@@ -91,20 +92,42 @@ def conditions(
     size: tuple[int, int],
     sizes: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The batch of the prompts and that of the negative ones (None: the model's own null condition)."""
-    if negative is None:
-        return batch(pipe, texts, size=size, **sizes), None
-    negative = several(negative)
-    negative = negative * len(texts) if len(negative) == 1 else negative
-    same_number(texts, negative, "negative prompts")
-    # Together, so that both have as many chunks.
-    both = batch(pipe, [*texts, *negative], size=size, **sizes)
-    n = len(texts)
-    return {k: v[:n] for k, v in both.items()}, {k: v[n:] for k, v in both.items()}
+    """The batch of the prompts and that of the negative ones (None: the model's own null condition).
+
+    Where the model reads several prompts in one (`reading`), the batch has the other prompts and all weights, (batches,
+    [b k]), under "AND" or "BLEND".
+    """
+    n, parts = len(texts), combined(texts) if pipe.combined else None
+    columns = [list(texts)] if parts is None else parts.columns
+    against = [] if negative is None else several(negative)
+    against = against * n if len(against) == 1 else against
+    if negative is not None:
+        same_number(texts, against, "negative prompts")
+    # Together, so that all have as many chunks.
+    every = batch(pipe, [*(text for column in columns for text in column), *against], size, **sizes)
+    many = len(columns) + (negative is not None)
+    split = [{k: v[i * n : (i + 1) * n] for k, v in every.items()} for i in range(many)]
+    positive, *others = split[: len(columns)]
+    if parts is not None and parts.how is not None:
+        positive = positive | {parts.how: (tuple(others), parts.weights)}
+    return positive, None if negative is None else split[-1]
+
+
+def one_prompt(pipe: Any, verb: str, texts: Sequence[str]) -> None:
+    """Raises: ValueError: prompts that are several in one, for a verb that takes one."""
+    if pipe.combined and (how := combined(texts).how):
+        raise ValueError(f"{verb} takes one prompt, and {how} combines several; give them apart")
 
 
 def points(pipe: Any, steps: int) -> process.Point:
-    """The grid of the model's scheduler."""
+    """The grid of the model's scheduler, or the one of `on_grid`.
+
+    Raises:
+      ValueError: as `grids.grid`.
+    """
+    if pipe.spacing is not None:
+        spacing, options = pipe.spacing
+        return samplers.grid(pipe.model.path, steps, spacing, **options)
     config = pipe.schedulers["scheduler"]
     to_zero = bool(config.get("set_alpha_to_one", True))
     spacing, offset = scheduler.read(config).spacing, int(config.get("steps_offset", 0))
@@ -211,8 +234,13 @@ def only(pipe: Any, verb: str, spatial: int) -> None:
         raise ValueError(f"this is a model for variations of images, which {verb} does not give")
     reads = unet.channels(pipe.components["unet"].config).spatial
     if reads != spatial:
-        fits = {0: "text_to_image or image_to_image", 1: "depth_to_image", 3: "upscale"}
+        fits = {
+            0: "text_to_image or image_to_image",
+            1: "depth_to_image",
+            3: "upscale or super_resolution",
+        }
         fits |= {pipe.latent_channels: "instruct", pipe.latent_channels + 1: "inpaint"}
+        fits |= {} if pipe.tokenizers else {3: "super_resolution"}
         raise ValueError(
             f"this model reads {reads} channels beside the latents and {verb} gives {spatial}; "
             f"it is a model for {fits.get(reads, 'none of the verbs')}"

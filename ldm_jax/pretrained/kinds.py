@@ -12,10 +12,13 @@ NOISED = ("image_normalizer", "image_noising_scheduler")
 # What those must have that are not Stable Diffusion with another input; other classes have what is USUAL.
 NEEDED = {
     "LDMPipeline": FIRST,
+    "LDMSuperResolutionPipeline": FIRST,
     "LDMTextToImagePipeline": (*FIRST, "bert", "tokenizer"),
     "StableDiffusionImageVariationPipeline": (*USUAL, "image_encoder"),
     "StableUnCLIPImg2ImgPipeline": (*USUAL, "text_encoder", "tokenizer", "image_encoder", *NOISED),
 }
+# Those whose latents are not scaled, whatever the autoencoder's config says.
+UNSCALED = ("LDMSuperResolutionPipeline",)
 # Names of components -> those that they have elsewhere.
 RENAMED = {"vqvae": "vae", "bert": "text_encoder"}
 

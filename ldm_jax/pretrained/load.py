@@ -65,6 +65,8 @@ def from_pretrained(
         name: components.make(kind, settings, dtype)
         for name, (kind, settings) in source.networks.items()
     }
+    if source.index.get("_class_name") in kinds.UNSCALED:
+        made["vae"] = dataclasses.replace(made["vae"], scale=1.0)
     steering = [*source.steering, *(open_controlnet(net, variant) for net in controlnets)]
     nets = tuple(components.make(CONTROLNET, net.config, dtype) for net in steering)
     model = assembly.assemble(made, source.tokenizers, source.index, source.schedulers["scheduler"])

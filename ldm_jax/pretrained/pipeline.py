@@ -22,11 +22,13 @@ from ldm_jax.pretrained import (
     assembly,
     edits,
     explain,
+    guides,
     inputs,
     large,
     painting,
     sampling,
     save,
+    upscaling,
     variations,
     verbs,
     words,
@@ -51,10 +53,15 @@ class Pretrained:
     controlnets: tuple[Component, ...] = ()
     chunks: int | None = 1  # of 75 tokens each that are read of a prompt; None: as many as it has
     weighted: bool = False  # whether brackets in prompts are weights
+    combined: bool = False  # whether AND and BLEND in prompts combine several
     vision: Params = dataclasses.field(default_factory=dict)  # of components that read images
     processors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tiling: tuple[int, int] | None = None  # see `with_tiles`
     wrap: tuple[bool, bool] = (False, False)  # see `seamless`
+    guide: guides.Guide = guides.PLAIN  # see `guiding`
+    spacing: tuple[str, Mapping[str, Any]] | None = None  # see `on_grid`
+    # of solvers, by their names, see `solving`
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def factor(self) -> int:
@@ -118,7 +125,11 @@ class Pretrained:
         return sampling.predict(self.model)(self.params, latents, t, cond)
 
     def reading(
-        self, chunks: int | None = 1, weighted: bool = False, clip_skip: int = 0
+        self,
+        chunks: int | None = 1,
+        weighted: bool = False,
+        clip_skip: int = 0,
+        combined: bool = False,
     ) -> "Pretrained":
         """The same with another way to read prompts.
 
@@ -126,13 +137,17 @@ class Pretrained:
           chunks: a prompt is read in so many chunks of 75 tokens, one after the other (None: as many as it has).
           weighted: "(word:1.3)", "(word)" and "[word]" weigh words (see `weights.prompts`), else brackets are brackets.
           clip_skip: so many of the text encoders' last layers are left out, beyond those that the model leaves out.
+          combined: prompts with AND or BLEND between them make one picture, "a cat AND a dog:0.5", see `combined`.
         """
         conditioner = self.model.conditioner
-        if not isinstance(conditioner, Clip | ClipPair):
+        of_clip = isinstance(conditioner, Clip | ClipPair)
+        if not of_clip and (chunks != 1 or weighted or clip_skip):
             raise ValueError("only prompts for text encoders of CLIP can be read in other ways")
-        conditioner = conditioner.clone(skip=type(conditioner).skip + clip_skip)
+        if of_clip:
+            conditioner = conditioner.clone(skip=type(conditioner).skip + clip_skip)
         model = self.model._replace(conditioner=conditioner)
-        return dataclasses.replace(self, model=model, chunks=chunks, weighted=weighted)
+        read = dict(chunks=chunks, weighted=weighted, combined=combined)
+        return dataclasses.replace(self, model=model, **read)
 
     def encode_image(self, images: Float[Any, "b h w c"]) -> Float[Array, "b d"]:
         """What a model for variations sees of images of any size.
@@ -160,7 +175,12 @@ class Pretrained:
     with_tiles = large.with_tiles
     seamless = large.seamless
     instruct = verbs.instruct
-    upscale = verbs.upscale
+    upscale = upscaling.upscale
+    super_resolution = upscaling.super_resolution
+
+    guiding = guides.guiding
+    on_grid = guides.on_grid
+    solving = guides.solving
 
     with_lora = adapters.with_lora
     with_word = adapters.with_word

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldm_jax import codec, heatmaps, tiles
+from ldm_jax import codec, guided, heatmaps, tiles
 from ldm_jax.diffusion import (
+    conditions,
     controls,
     diffedit,
     editing,
+    gradients,
     guidance,
     inversion,
     keeping,
-    process,
     samplers,
     solvers,
     windows,
@@ -35,11 +36,24 @@ class Built(NamedTuple):
     """All of a sampler's settings of which another value is another program."""
 
     solver: str = "ddim"
-    guided: bool = False
+    leads: bool = False  # whether guidance leads away from a null condition
     own_null: bool = True  # the null condition is the model's, and the negative batch idle
     edits: bool = False  # guidance by text and image
     windows: tuple[Any, ...] | None = None  # size, overlap and wrap of `diffusion.windows`
     maps: bool = False  # also where each token acts, see `heatmaps`
+    how: guided.How = guided.CFG  # the kind of guidance
+    options: tuple[tuple[str, Any], ...] = ()  # of the solver
+
+
+class Further(NamedTuple):
+    """What guidance beyond the classifier-free reads, see `guided.denoiser`."""
+
+    numbers: dict[str, Any]
+    points: samplers.Point | None = None  # the grid that is walked
+    log_p: gradients.LogLikelihood | None = None
+
+
+NOTHING = Further({})
 
 
 def denoiser(
@@ -52,59 +66,97 @@ def denoiser(
     extra: dict[str, Any],
     scales: tuple[Array, Array],
     exchange: prompt_to_prompt.Exchange | None = None,
+    further: Further = NOTHING,
 ) -> tuple[Denoiser, Cond]:
     """The model's denoiser, steered and guided, and the condition; `extra` are further fields of all conditions."""
+    batch, how = dict(batch), built.how
+    combined, (others, weights) = next(
+        ((name, batch.pop(name)) for name in ("AND", "BLEND") if name in batch), (None, ((), None))
+    )
 
-    def steer(net, params):
-        return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
+    def condition(rows):
+        return model.condition(params, batch | rows).replace(**extra)
 
-    cond = model.condition(params, batch).replace(**extra)
-    network = model.raw(params)
-    if exchange is not None:
-        network = prompt_to_prompt.exchanging(network, exchange)
-    if controlnets:
-        nets = zip(controlnets, params["controls"], strict=True)
-        network = controls.with_controls(network, *(steer(*pair) for pair in nets))
-    denoise = process.make_denoiser(network, model.path, model.target)
-    if built.guided:
+    cond, others = condition({}), tuple(map(condition, others))
+    if combined == "BLEND":
+        cond = conditions.blend((cond, *others), list(weights.T))
+    model = _changed(model, controlnets, params, exchange)
+    beside = guided.Beside(log_p=further.log_p)
+    if how.weak is not None:
+        weak = how.weak.condition(params["weak"], batch).replace(**extra)
+        beside = beside._replace(weak=weak)
+    elif built.leads or combined == "AND":
         null = model.null(params, batch) if built.own_null else model.condition(params, negative)
-        null = null.replace(**extra)
-        if built.edits:
-            blind = null.replace(spatial=jnp.zeros_like(null.spatial))
-            denoise = guidance.edit(denoise, null, blind, *scales)
-        else:
-            denoise = guidance.cfg(denoise, null, scales[0])
+        beside = beside._replace(null=null.replace(**extra))
+    if combined == "AND":
+        beside = beside._replace(others=others, weights=weights)
+    if built.edits and built.leads:
+        blind = beside.null.replace(spatial=jnp.zeros_like(beside.null.spatial))
+        batched = not how.two_passes
+        denoise = guidance.edit(model.denoiser(params), beside.null, blind, *scales, batched)
+    else:
+        given = (scales[0], further.numbers, further.points)
+        denoise = guided.denoiser(model, how, params, beside, *given)
     if built.windows is not None:
         # Around guidance, whose null condition may have a spatial field as well.
         denoise = windows.windows(denoise, *built.windows)
     return denoise, cond
 
 
-def walker(model: LatentDiffusion, solver: str, eta: Array, kept: dict[str, Any]) -> Solver:
-    """The solver by its name, with what `kept` has of the data that are edited.
+def _changed(
+    model: LatentDiffusion,
+    controlnets: tuple[Any, ...],
+    params: Params,
+    exchange: prompt_to_prompt.Exchange | None,
+) -> LatentDiffusion:
+    """The model whose network has its attention exchanged, and is steered by ControlNets."""
+
+    def steer(net, params):
+        return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
+
+    def around(network):
+        network = model.around(network) if model.around else network
+        if exchange is not None:
+            network = prompt_to_prompt.exchanging(network, exchange)
+        if controlnets:
+            nets = zip(controlnets, params["controls"], strict=True)
+            network = controls.with_controls(network, *(steer(*pair) for pair in nets))
+        return network
+
+    return model._replace(around=around)
+
+
+def walker(model: LatentDiffusion, built: Built, eta: Array, kept: dict[str, Any]) -> Solver:
+    """The solver by its name and options, with what `kept` has of the data that are edited.
 
     "known", "mask", maybe "eps", and "way": see `keeping.keeping`.
     """
-    walk = solvers.make(solver, model.path, **({"eta": eta} if solver == "ddim" else {}))
+    noisy = {"eta": eta} if built.solver == "ddim" else {}
+    walk = solvers.make(built.solver, model.path, **noisy | dict(built.options))
     fields = ("known", "mask", "eps", "way")
     return keeping.keeping(walk, **{name: kept[name] for name in fields if name in kept})
 
 
 @functools.lru_cache(maxsize=8)
 def sampler(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built) -> Any:
-    """`(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept) -> images`, or with maps.
+    """`(params, arrays, batch, negative, extra, start, noise, points, scales, numbers, eta, kept) -> images`.
 
-    `extra` are fields of the condition, `kept` what is kept of edited data, see `walker`; also "known" and "mask" alone
-    say what latents are in the end, "rest" is added to them, "cond" are fields of the positive condition only, and
-    "exchange" is for `nn.prompt_to_prompt`.
+    Images and maps where these are asked for. `extra` are fields of the condition, `kept` what is kept of edited data,
+    see `walker`; also "known" and "mask" alone say what latents are in the end, "rest" is added to them, "cond" are
+    fields of the positive condition only, "exchange" is for `nn.prompt_to_prompt`, and "wanted" are rows of what
+    gradients lead to. `numbers` are those of the guidance but its `scales`.
     """
 
     @jax.jit
-    def draw(params, arrays, batch, negative, extra, start, noise, points, scales, eta, kept):
-        given = (params, batch, negative, extra, scales)
-        denoise, cond = denoiser(model, controlnets, built, *given, kept.get("exchange"))
+    def draw(
+        params, arrays, batch, negative, extra, start, noise, points, scales, numbers, eta, kept
+    ):
+        log_p = guided.likelihood(model, built.how, params, arrays, kept.get("wanted"))
+        given = (params, batch, negative, extra, scales, kept.get("exchange"))
+        further = Further(numbers, points, log_p)
+        denoise, cond = denoiser(model, controlnets, built, *given, further)
         cond = cond.replace(**kept.get("cond", {}))
-        walk = walker(model, built.solver, eta, kept)
+        walk = walker(model, built, eta, kept)
         keep = "x" if built.maps else None
         z, way = samplers.sample(denoise, walk, points, start, noise, cond, keep=keep)
         if "known" in kept:
@@ -141,7 +193,7 @@ def friendly(model: LatentDiffusion, controlnets: tuple[Any, ...], built: Built)
     def invert(params, batch, negative, extra, x, noise, points, scales, eta):
         given = (params, batch, negative, extra, scales)
         denoise, cond = denoiser(model, controlnets, built, *given)
-        walk = walker(model, built.solver, eta, {})
+        walk = walker(model, built, eta, {})
         return inversion.edit_friendly(denoise, walk, points, x, noise, cond)
 
     return invert

@@ -13,10 +13,13 @@ Arguments that all of them take, and that mean the same everywhere:
     sizes             of XL: `original_size`, `crop`, `target_size` (each (height, width), or (top, left)), and
                       `aesthetic_score` of the refiner; by default the image's own size, uncropped
 
+How they guide and which levels they walk along is up to the pipeline: `guides`.
+
 They return images, and raise ValueError, before any compile, for a model that is not made for the verb, sizes that the
 autoencoder's factor does not divide, prompts and images of different number, no prompt, and unknown solvers.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ldm_jax import guided
 from ldm_jax.diffusion import editing, process
-from ldm_jax.pretrained import inputs, sampling
+from ldm_jax.pretrained import guides, inputs, sampling
 from ldm_jax.pretrained.inputs import Hint, Prompts
-from ldm_jax.weights import scheduler
 
 Images = Float[np.ndarray, "b h w 3"]
 Strength = float | Sequence[float]
-
-MAX_NOISE_LEVEL = 350  # of the x4 upscaler's small images
 
 
 def text_to_image(
@@ -172,50 +173,13 @@ def instruct(
     `guidance` follows the text, `image_guidance` the image (their eq. 3).
     """
     inputs.only(pipe, "instruct", pipe.latent_channels)
+    guides.only_scales(pipe, "instruct")
     texts = inputs.check(prompt, solver, images, pipe.factor)
     size = images.shape[1:3]
     start, at = inputs.start(pipe, latents, len(texts), seed, size), inputs.points(pipe, steps)
     given = inputs.conditions(pipe, texts, negative_prompt, size, {})
     extra = {"spatial": pipe.encode(images) / pipe.arrays["scale"]}  # here latents are not scaled
     return draw(pipe, start, at, *given, extra, solver, guidance, seed, image_guidance)
-
-
-def upscale(
-    pipe: Any,
-    prompt: Prompts,
-    images: Images,
-    negative_prompt: Prompts | None = None,
-    *,
-    noise_level: int = 20,
-    steps: int = 75,
-    guidance: float = 9.0,
-    solver: str = "ddim",
-    seed: int = 0,
-    latents: Any = None,
-    noise: Any = None,
-) -> Float[np.ndarray, "b height width 3"]:
-    """Images four times as large; `noise_level` in [0, 350] is how much noise is added to the small ones.
-
-    `noise`, of the images' shape, is in place of that of the seeds. The small images lie on the grid of the latents.
-    """
-    inputs.only(pipe, "upscale", 3)
-    texts = inputs.check(prompt, solver, images)
-    if not 0 <= noise_level <= MAX_NOISE_LEVEL:
-        raise ValueError(f"noise_level={noise_level} is outside of 0 to {MAX_NOISE_LEVEL}")
-    if "low_res_scheduler" not in pipe.schedulers:
-        raise ValueError("this model has no low_res_scheduler, which says how images are noised")
-    path, _ = scheduler.path_and_target(pipe.schedulers["low_res_scheduler"])
-    n = len(texts)
-    noise = inputs.second_noise(noise, images.shape, seed)
-    level = jnp.full((n,), noise_level / (path.steps - 1))
-    extra = {
-        "spatial": process.add_noise(path, jnp.asarray(images), noise, level),
-        "vector": jax.nn.one_hot(jnp.full((n,), noise_level), pipe.model.network.vector),
-    }
-    size = tuple(side * pipe.factor for side in images.shape[1:3])
-    start = inputs.start(pipe, latents, n, seed, size)
-    given = inputs.conditions(pipe, texts, negative_prompt, size, {})
-    return draw(pipe, start, inputs.points(pipe, steps), *given, extra, solver, guidance, seed)
 
 
 def noised(
@@ -262,21 +226,35 @@ def draw(
     Images, or with `maps` a pair of them and of where each token acts.
     """
     inputs.check_noises(solver, eta, noises, (len(at.t) - 1, *start.shape))
+    guide, several = pipe.guide, "AND" in positive
+    guides.check(pipe, at, several)
+    how = guide.how
+    if how.name == "auto":
+        if negative is not None:
+            raise ValueError(
+                "autoguidance leads away from a weaker model and not from a negative prompt; give one of them"
+            )
+        how = dataclasses.replace(how, name="cfg", weak=None) if scale == 1.0 else how
     built = sampling.Built(
         solver,
-        guided=scale != 1.0 or image_scale is not None,
+        leads=scale != 1.0 or image_scale is not None,
         own_null=negative is None,
         edits=image_scale is not None,
         windows=windows,
         maps=maps,
+        how=how,
+        options=tuple(sorted(pipe.options.get(solver, {}).items())),
     )
     run = sampling.sampler(pipe.model, modules(pipe), built)
     given = (positive, positive if negative is None else negative, extra, start)
     placed = [inputs.place(pipe, tree) for tree in given]
     scales = (jnp.float32(scale), jnp.float32(1.0 if image_scale is None else image_scale))
     noise = sampling.keys(seed, len(start)) if noises is None else jnp.asarray(noises)
-    last = (noise, at, scales, jnp.float32(eta), kept or {})
-    return jax.tree.map(np.asarray, run(pipe.params, pipe.arrays, *placed, *last))
+    wanted = guides.wanted(pipe, len(start))
+    kept = (kept or {}) | ({} if wanted is None else {"wanted": inputs.place(pipe, wanted)})
+    last = (noise, at, scales, guided.traced(guide.numbers), jnp.float32(eta), kept)
+    params = {**pipe.params, **guide.params}
+    return jax.tree.map(np.asarray, run(params, pipe.arrays, *placed, *last))
 
 
 def modules(pipe: Any) -> tuple[Any, ...]:

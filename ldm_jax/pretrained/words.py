@@ -46,9 +46,14 @@ def prompt_to_prompt(
     """
     inputs.only(pipe, "prompt_to_prompt", 0)
     sources, texts = (inputs.check(p, solver) for p in (source, prompt))
+    inputs.one_prompt(pipe, "prompt_to_prompt", [*sources, *texts])
     n = len(texts)
     if len(sources) != n:
         raise ValueError(f"{len(sources)} source prompts and {n} prompts; give as many of both")
+    if pipe.guide.how.name != "cfg" or pipe.guide.how.two_passes:
+        raise ValueError(
+            "prompt_to_prompt needs the guidance cfg in one batch; draw without guiding"
+        )
     if solvers.TABLE[solver].stochastic:
         raise ValueError(f"the solver {solver!r} adds noise and pairs need the same; use ddim")
     for name, share in (("cross", cross), ("own", own)):

@@ -22,11 +22,11 @@ from ldm_jax import tree
 from ldm_jax.metrics import resizing
 from ldm_jax.models import inception
 from ldm_jax.models.inception import Activations
-from ldm_jax.quality import pictures, shapes_features
+from ldm_jax.quality import pictures
 from ldm_jax.quality.pictures import Pictures, bar_of
 from ldm_jax.training import processes, sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import features, table
+from ldm_jax.weights import features, shapes_classifier, table
 
 THREADS = 8  # that decode
 
@@ -100,8 +100,8 @@ def of_shapes(path: str | Path, mesh: Mesh) -> Extractor:
     Raises:
       FileNotFoundError, ValueError: no such file, or one of something else.
     """
-    world, variables = shapes_features.load(path)
-    network = shapes_features.network(world)
+    world, variables = shapes_classifier.load(path)
+    network = shapes_classifier.network(world)
     return _made(
         (f"shapes/{world.name}", "none", (world.side, world.side)),
         lambda image: image,

@@ -1,7 +1,4 @@
-"""The feature network of `shapes`: trained on the embedded data in a minute or two, kept as one safetensors file.
-
-Its file says in its header which world it was trained on and with how many pixels, so that it is not taken for another.
-"""
+"""The feature network of `shapes`: trained on the embedded data in a minute or two (`weights.shapes_classifier`)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +11,12 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from ldm_jax.data import tfds_source, transforms
-from ldm_jax.data.shapes import vocabulary
 from ldm_jax.data.shapes.vocabulary import World
-from ldm_jax.models.shapes_classifier import Answers, ShapesClassifier
+from ldm_jax.models.shapes_classifier import Answers
 from ldm_jax.training import sharding
 from ldm_jax.types import Params
-from ldm_jax.weights import files
+from ldm_jax.weights import shapes_classifier
 
-KIND = "ldm_jax shapes features"
 STEPS, BATCH, RATE = 600, 128, 3e-3
 # Half of the pictures with combinations that training pictures lack: a judge should know them, a generator should not.
 TRAINING, RARE, OFTEN = "train[:50%]", "unseen[:50%]", 6
@@ -38,12 +33,6 @@ class Examples(NamedTuple):
         np.ndarray, "n k"
     ]  # 1 where just one object is of that kind, so that it has one place
     count: Int[np.ndarray, " n"]  # of objects, less one
-
-
-def network(world: World) -> ShapesClassifier:
-    return ShapesClassifier(
-        pairs=len(world.pairs), kinds=len(world.colours) + len(world.shapes), most=world.most
-    )
 
 
 def examples(world: World, data_dir: str | Path, split: str) -> Examples:
@@ -90,7 +79,7 @@ def loss(said: Answers, of: Any) -> Float[Array, ""]:
 
 def train(world: World, of: Examples, steps: int = STEPS, seed: int = 0) -> Params:
     """The variables of a trained network."""
-    model, mesh = network(world), sharding.make_mesh()
+    model, mesh = shapes_classifier.network(world), sharding.make_mesh()
     params = model.init(jax.random.key(seed), jnp.zeros((1, *of.x.shape[1:])))
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, RATE))
     params, state = jax.device_put((params, optimizer.init(params)), sharding.replicated(mesh))
@@ -119,7 +108,9 @@ def train(world: World, of: Examples, steps: int = STEPS, seed: int = 0) -> Para
 
 def accuracy(world: World, params: Params, of: Examples, batch: int = 250) -> dict[str, float]:
     """How often all kinds are told rightly, and how often the number; the mean error of the places in pixels."""
-    answer = jax.jit(lambda x: network(world).apply(params, x.astype(jnp.float32)))
+    answer = jax.jit(
+        lambda x: shapes_classifier.network(world).apply(params, x.astype(jnp.float32))
+    )
     said = [answer(of.x[i : i + batch]) for i in range(0, len(of.x), batch)]
     present, centre, count = (
         np.concatenate([np.asarray(getattr(part, name)) for part in said])
@@ -130,48 +121,4 @@ def accuracy(world: World, params: Params, of: Examples, batch: int = 250) -> di
         "kinds": float(((present > 0) == (of.present > 0)).all(1).mean()),
         "count": float((count.argmax(1) == of.count).mean()),
         "pixels": float((away * of.alone).sum() / of.alone.sum()),
-    }
-
-
-def save(path: str | Path, world: World, params: Params) -> None:
-    tensors = {
-        f"{layer}.{leaf}": np.asarray(array)
-        for layer, leaves in params["params"].items()
-        for leaf, array in leaves.items()
-    }
-    files.write(path, tensors, {"kind": KIND, "world": world.name})
-
-
-def load(path: str | Path) -> tuple[World, Params]:
-    """The world and the variables of a saved network.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a file of something else, or of another version of the network.
-    """
-    about = files.metadata(path)
-    if about.get("kind") != KIND:
-        raise ValueError(
-            f"{path} holds no feature network of shapes; make one with: python -m ldm_jax.train_features "
-            f"--data_dir DATA --out {path}"
-        )
-    world = vocabulary.world(about["world"])
-    example = jnp.zeros((1, world.side, world.side, 3))
-    shapes = jax.eval_shape(network(world).init, jax.random.key(0), example)["params"]
-    tensors = files.read(path)
-    wanted = {
-        f"{layer}.{leaf}": shape.shape
-        for layer, leaves in shapes.items()
-        for leaf, shape in leaves.items()
-    }
-    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise ValueError(
-            f"{path} holds a feature network of shapes of another version; train it anew with: "
-            f"python -m ldm_jax.train_features --data_dir DATA --out {path}"
-        )
-    return world, {
-        "params": {
-            layer: {leaf: jnp.asarray(tensors[f"{layer}.{leaf}"]) for leaf in leaves}
-            for layer, leaves in shapes.items()
-        }
     }

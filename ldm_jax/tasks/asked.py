@@ -1,15 +1,14 @@
 """What is asked for, and what comes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from ldm_jax import guided
 from ldm_jax.diffusion import samplers
+from ldm_jax.towards import Towards
 from ldm_jax.types import Params
 
 NAMES = (
@@ -28,7 +27,6 @@ NAMES = (
     "seamless",
     "semantic",
 )
-PLAIN = guided.How()
 
 
 class Drawn(NamedTuple):
@@ -50,20 +48,24 @@ class Sampling:
     guidance: float = 1.0  # the scale of guidance; 1: none
     film: bool = False
     heatmaps: bool = False
-    how: guided.How = PLAIN  # the kind of guidance ...
+    how: guided.How = guided.CFG  # the kind of guidance ...
     numbers: Mapping[str, Any] = field(default_factory=dict)  # ... and its other options
     weak: Params | None = None  # of the weaker model that autoguidance leads away from
+    towards: Towards | None = None  # what gradients lead to, see `led`
     stochastic: bool = False  # whether the solver adds noise ...
     invertible: bool = False  # ... as the last thing in its steps, see `inversion.edit_friendly`
     about: tuple[tuple[str, str], ...] = ()  # for the record: solver, steps, ...
 
     def traced(self) -> dict[str, Any]:
         """The numbers as arrays."""
-        whole = ("zero_steps",)
-        return {
-            k: jax.tree.map(jnp.int32 if k in whole else jnp.float32, v)
-            for k, v in self.numbers.items()
-        }
+        return guided.traced(self.numbers)
+
+    def led(self, towards: Towards, pull: float = 1.0, through: bool = True) -> "Sampling":
+        """The same, with the gradient of what `towards` finds likely, times `pull` (see `gradients.by_estimate`)."""
+        how = replace(self.how, towards=towards.log_p, through=through)
+        numbers = {**self.numbers, "pull": pull}
+        about = (*self.about, ("pull", str(pull)))
+        return replace(self, how=how, numbers=numbers, towards=towards, about=about)
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Task:
     `rows` have one row a sample: "x", the given data [n *space c]; "mask" [n *space 1], 1 where something new is made;
     "source", the batch of the prompts of what is given or edited; "second", of those at the end of an interpolation,
     with "seed" and "share"; "align", "share" and "weigh" of `prompt_to_prompt.Exchange`; "others", the batches of the
-    prompts that are combined with the first, and "weights" [n prompts] of all of them. `numbers` are shared: "taken",
-    the steps that a strength takes; "limit", see `diffedit.binarised`; "cross" and "own", the steps for which attention
-    is the source's.
+    prompts that are combined with the first, and "weights" [n prompts] of all of them; "towards", what gradients
+    lead to. `numbers` are shared: "taken", the steps that a strength takes; "limit", see `diffedit.binarised`; "cross"
+    and "own", the steps for which attention is the source's.
     """
 
     name: str = "text"

@@ -154,8 +154,10 @@ def denoiser(of: Program, given: Given, begun: Start) -> Denoiser:
     model = of.model
     if of.task == "prompt_to_prompt":
         model = model._replace(around=_exchanged(of, given))
+    leads = (given.params, given.arrays, given.rows.get("towards"))
+    beside = begun.beside._replace(log_p=guided.likelihood(model, of.how, *leads))
     numbers, points = given.numbers, given.points
-    made = guided.denoiser(model, of.how, given.params, begun.beside, given.scale, numbers, points)
+    made = guided.denoiser(model, of.how, given.params, beside, given.scale, numbers, points)
     trained = of.shape[:-1]
     if of.space == trained or of.task == "semantic":
         return made  # a map says everywhere what is to be there: the network is run on the whole

@@ -337,3 +337,25 @@ def test_other_autoencoders(tmp_path):
         pipe.with_autoencoder(tmp_path / "three")
     with pytest.raises(ValueError, match="holds a UNet2DConditionModel"):
         pipe.with_autoencoder(tmp_path / "theirs" / "unet")
+
+
+def test_super_resolution(tmp_path):
+    """Their pipeline does not scale latents, whatever the autoencoder's config says."""
+    torch.manual_seed(0)
+    network = weights.randomised(
+        diffusers.UNet2DModel.from_config(dict(plain_unet().config) | dict(in_channels=6))
+    )
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0155, clip_sample=False
+    )
+    theirs = diffusers.LDMSuperResolutionPipeline(vqvae(scaling_factor=0.7), network, scheduler)
+    pipe = saved(theirs, tmp_path / "theirs")
+    small = np.clip(random(2, 8, 8, 3), -1, 1)
+    generator = torch.Generator().manual_seed(3)
+    expected = theirs(
+        first(small), batch_size=2, num_inference_steps=10, generator=generator, output_type="np"
+    ).images
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    images = pipe.super_resolution(small, steps=10, latents=z.permute(0, 2, 3, 1).numpy())
+    close(images, expected)
+    the_same_again(pipe, theirs, tmp_path / "ours", ("vqvae", "unet"))

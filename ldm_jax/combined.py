@@ -46,7 +46,7 @@ def combined(captions: Sequence[str]) -> Combined:
         for k, part in enumerate(parts[0::2]):
             match = _WEIGHED.fullmatch(part) if len(parts) > 1 else None
             columns[k][i], weights[i, k] = (match[1], match[2]) if match else (part, 1)
-            if not columns[k][i].strip():
+            if len(parts) > 1 and not columns[k][i].strip():
                 raise ValueError(f"{caption!r} has a part without words beside its {how}")
         if how == "BLEND" and (weights[i].min() < 0 or not weights[i].any()):
             raise ValueError(

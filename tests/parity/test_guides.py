@@ -1,0 +1,64 @@
+"""Guidance and grids of pretrained models against diffusers' pipelines, and CLIP as a judge against transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax import towards
+from ldm_jax.models import clip
+from tests.parity.test_clip_score import model  # noqa: F401 (a fixture of this module)
+from tests.parity.test_pretrained import CHECKER, PROMPTS, close, first, parts, random
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.parity
+
+
+def test_other_guidance_and_another_grid(tmp_path):
+    of = parts(tmp_path)
+    theirs = diffusers.StableDiffusionPipeline(**of, **CHECKER)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs")
+    perturbed = diffusers.StableDiffusionPAGPipeline(**of, **CHECKER, pag_applied_layers="mid")
+    noise = {k: v for k, v in of["scheduler"].config.items() if k != "clip_sample"}
+    euler = diffusers.EulerDiscreteScheduler.from_config(noise, use_karras_sigmas=True)
+    karras = diffusers.StableDiffusionPipeline(**of | dict(scheduler=euler), **CHECKER)
+    z = random(2, 8, 8, 4)
+    common = dict(num_inference_steps=10, latents=first(z), height=16, width=16, output_type="np")
+    ours = dict(steps=10, guidance=7.5, latents=z)
+    for made, asked, more, option in (
+        (theirs, pipe.guiding(rescale=0.7), dict(guidance_rescale=0.7), {}),
+        (perturbed, pipe.guiding("pag"), dict(pag_scale=3.0), {}),
+        (karras, pipe.on_grid("karras"), {}, dict(solver="euler")),
+    ):
+        made.set_progress_bar_config(disable=True)
+        expected = made(PROMPTS, guidance_scale=7.5, **common, **more).images
+        plain = pipe.text_to_image(PROMPTS, **ours) / 2 + 0.5
+        assert np.abs(np.clip(plain, 0, 1) - expected).max() > 0.01
+        close(asked.text_to_image(PROMPTS, **ours, **option), expected)
+
+
+def test_clip_judges_as_theirs_does(model):  # noqa: F811
+    """The value, and its gradient by pictures of CLIP's own size, which are not resized."""
+    folder, tokenizer, network = model
+    judge = towards.load(folder)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
+    texts = ["a painting of a horse", "three cats by the sea"]
+    wanted = jnp.asarray(judge.wanted(texts))
+
+    def value(x):
+        return judge.log_p(judge.params, wanted, x, jnp.zeros(2)).sum()
+
+    found, grad = jax.value_and_grad(value)(jnp.asarray(x))
+    pixels = torch.from_numpy(x).requires_grad_(True)
+    mean, std = torch.tensor(clip.MEAN), torch.tensor(clip.STD)
+    seen = (((pixels + 1) / 2 - mean) / std).permute(0, 3, 1, 2)
+    ids = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    out = network(input_ids=ids, pixel_values=seen)
+    theirs = 100 * (out.image_embeds * out.text_embeds).sum()
+    theirs.backward()
+    assert float(found) == pytest.approx(theirs.item(), abs=1e-2)
+    expected = pixels.grad.numpy()
+    assert np.linalg.norm(grad - expected) < 1e-3 * np.linalg.norm(expected)
