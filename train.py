@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
         processes.meet(DISTRIBUTED.value, COORDINATOR.value, PROCESS_ID.value, NUM_PROCESSES.value)
         traced = profile.steps_of(PROFILE.value)
-        with interrupt.Interrupt().watch() as signals, signals.leaving(interrupt.nothing_new):
+        with interrupt.Interrupt().watch() as signals, signals.beginning():
             run = build.run(CONFIG.value, WORKDIR.value)
     try:
         reached = loop.train(run, WORKDIR.value, began, traced)

@@ -155,6 +155,55 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     assert losses(run)[-1]["step"] == int(saved[0])
 
 
+HANGS = """
+    import ctypes, os
+    from pathlib import Path
+    from ldm_jax.training import compiled
+    finish, hangs = compiled.finish, {hangs}
+
+    def hang(*given):
+        import jax
+        made = finish(*given)
+        Path({folder!r}, f"reached_{{jax.process_index()}}").touch()
+        if jax.process_index() in hangs:  # locks a mutex twice: native code that never returns
+            mutex = ctypes.create_string_buffer(64)
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+        return made
+
+    compiled.finish = hang
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hangs", "told", "number"),
+    [
+        ((0, 1), (0, 1), signal.SIGTERM),
+        ((1,), (0,), signal.SIGTERM),  # the other one is ready, and waits for it
+        ((0, 1), (1,), signal.SIGINT),
+    ],
+)
+def test_a_signal_during_the_first_compile_ends_both_at_once(hangs, told, number, tmp_path):
+    run = tmp_path / "run"
+    argv = tiny.arguments("pixels", run)
+    both = two(lambda i: argv, before=HANGS.format(hangs=hangs, folder=str(tmp_path)))
+    until = time.monotonic() + 300
+    while time.monotonic() < until and len(list(tmp_path.glob("reached_*"))) < 2:
+        time.sleep(0.1)
+    began = time.monotonic()
+    for i in told:
+        both[i].send_signal(number)
+    status, words = ended(both)
+    assert status == [0, 0], words
+    assert time.monotonic() - began < 30
+    for one in words:
+        assert "nothing is new that could be saved" in one
+        assert "Traceback" not in one
+    assert not [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
+    assert not (run / "metrics.jsonl").is_file() or not losses(run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("differs", "words"),

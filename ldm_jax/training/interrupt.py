@@ -6,7 +6,8 @@ returns from XLA. So a thread is told as well, at once, through the pipe into wh
 left to do and ends the process in the midst of it.
 
 With several processes jax hears SIGTERM and tells all of them; what they save they save together, so each goes on until
-the step that they agreed on.
+the step that they agreed on. Before the first step there is nothing to save: then a thread of each hears of it, and
+they leave together in the midst of it, unless all of them were ready for the step (`beginning`).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from ldm_jax.training import processes
 
 FAILED = 2  # the exit status of a command that ends with an error
+LISTEN = 1.0  # seconds, after which a thread looks whether it is still to listen
 BY_SIGNAL = 128  # what a shell adds to a signal's number
 
 
@@ -62,7 +64,8 @@ class Interrupt:
     def leaving(self, end: Callable[[], None]) -> Iterator[None]:
         """Within, a signal makes a thread call `end()` and end the process, with status 0 unless that raises.
 
-        What the caller does meanwhile must be as good as not done. With several processes nothing of this happens.
+        What the caller does meanwhile must be as good as not done. With several processes nothing of this happens: see
+        `beginning`.
         """
         if processes.several():
             yield
@@ -75,16 +78,49 @@ class Interrupt:
         finally:
             self._may(None)
 
+    @contextlib.contextmanager
+    def beginning(self, last: bool = False) -> Iterator[None]:
+        """`leaving` before the first step, when nothing is new that could be saved; with several processes too.
+
+        They leave together or go on together: after the block that is `last` none of them leaves.
+        """
+        if not processes.several():
+            with self.leaving(nothing_new):
+                yield
+            return
+        over = threading.Event()
+        listener = threading.Thread(target=self._listen_to_others, args=(over,), daemon=True)
+        listener.start()
+        try:
+            yield
+            if last and not processes.begin_together():
+                listener.join()  # it ends the process
+        except Exception:  # it may have failed because the processes leave: then that is no error
+            over.set()
+            listener.join()
+            raise
+        finally:
+            over.set()
+
+    def _listen_to_others(self, over: threading.Event) -> None:
+        while not over.is_set():
+            if processes.noticed(LISTEN):
+                self._may(nothing_new)
+                self._leave(processes.leave_together)
+                return
+
     def _may(self, end: Callable[[], None] | None) -> None:
         with self._lock:
             self._end = end
 
-    def _leave(self) -> None:
+    def _leave(self, together: Callable[[], bool] = lambda: True) -> None:
         with self._lock:
             if self._end is None:
                 return
             status = 0
             try:
+                if not together():
+                    return
                 self._end()
             except Exception as error:  # whatever it is, the process ends
                 print(f"error: {error}", file=sys.stderr)
@@ -104,7 +140,9 @@ class Interrupt:
             came += 1
             if came > 1:
                 _exit(BY_SIGNAL + number)
-            if not processes.several():
+            if processes.several():
+                os.kill(os.getpid(), signal.SIGTERM)  # which jax hears
+            else:
                 self._note(number, None)
                 threading.Thread(target=self._leave, daemon=True).start()
 

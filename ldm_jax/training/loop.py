@@ -19,7 +19,6 @@ from ldm_jax.training import (
     compiled,
     goodput,
     guards,
-    interrupt,
     joined,
     logs,
     processes,
@@ -58,7 +57,7 @@ def train(
     """
     began = time.perf_counter() if began is None else began
     with Interrupt().watch() as signals, contextlib.ExitStack() as stack:
-        with signals.leaving(interrupt.nothing_new):
+        with signals.beginning():
             of = _Training(run, Path(workdir), began, traced, signals, stack)
         with of.rescue():
             if of.owed:
@@ -118,7 +117,7 @@ class _Training:
     def step(self) -> None:
         """One step; the first one is compiled before."""
         if first := not self.taken:
-            with self.signals.leaving(interrupt.nothing_new):
+            with self.signals.beginning(last=True):
                 self._feed()
                 self.clock.turn("compile")
                 self._compile()

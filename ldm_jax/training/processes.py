@@ -13,11 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from ldm_jax import tree
 
+# Where jax's service for preemptions writes that one of the processes got SIGTERM; all of them can read it.
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+BEGUN, PARTED = "ldm_jax/begun", "ldm_jax/parted"
+A_DAY, A_MINUTE = 86_400_000, 60_000  # milliseconds
 REMEDY = "start all of them with the same config, data, weights and work directory"
 
 
@@ -145,4 +150,54 @@ def handlers(note: Callable[[int, Any], None]) -> dict[int, Callable[[int, Any],
     """What to do on a signal: `note` it; but with several processes jax hears SIGTERM and tells them (`stop_here`)."""
     if not several():
         return {signal.SIGTERM: note, signal.SIGINT: note}
-    return {signal.SIGINT: lambda number, frame: signal.raise_signal(signal.SIGTERM)}
+    return {signal.SIGINT: lambda number, frame: None}  # a thread makes SIGTERM of it, at once
+
+
+def noticed(seconds: float) -> bool:
+    """Whether one of several processes got SIGTERM, or gets it within so many seconds."""
+    try:
+        _service().blocking_key_value_get(NOTICE, round(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return False
+    return True
+
+
+def begin_together() -> bool:
+    """Waits until all of several processes are ready for the first step; False if they are to leave instead.
+
+    The answer is the same on all of them, and the one that `leave_together` gives.
+    """
+    _service().wait_at_barrier(BEGUN, A_DAY)
+    return _decided("begin") == "begin"
+
+
+def leave_together() -> bool:
+    """Whether several processes, one of which got SIGTERM, leave before the first step: not if they have begun.
+
+    Returns when all of them have come here, and have let go of each other: none minds when another one ends.
+
+    Raises:
+      JaxRuntimeError: after a minute some have not come.
+    """
+    if _decided("leave") != "leave":
+        return False
+    _service().wait_at_barrier(PARTED, A_MINUTE)
+    jax.distributed.shutdown()
+    return True
+
+
+def _decided(word: str) -> str:
+    """What the first of all processes said to this."""
+    try:
+        _service().key_value_set(BEGUN, word)
+    except jax.errors.JaxRuntimeError as error:
+        if "ALREADY_EXISTS" not in str(error):
+            raise
+    return _service().blocking_key_value_get(BEGUN, A_MINUTE)
+
+
+def _service() -> Any:
+    """The store of keys and the barriers by which jax's processes meet; jax has no public name for it."""
+    return distributed.global_state.client
