@@ -276,3 +276,9 @@ def test_blocks_that_are_alike_are_traced_once_and_drawn_apart():
     plain = network.apply(variables, x, False)
     for y, kernel in zip(plain, kernels, strict=False):
         np.testing.assert_allclose(y, x @ kernel, rtol=1e-5)
+
+
+def test_values_of_groups_come_to_their_channels_to_the_bit():
+    """On the CPU by a product, elsewhere by repeating them."""
+    z = jax.random.normal(jax.random.key(0), (3, 8)) * 10.0 ** jnp.arange(-4, 4)
+    np.testing.assert_array_equal(jax.jit(norms._spread, static_argnums=1)(z, 4), z.repeat(4, 1))
