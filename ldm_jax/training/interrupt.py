@@ -117,17 +117,19 @@ class Interrupt:
         with self._lock:
             if self._end is None:
                 return
-            status = 0
+            status, ends = 0, True
             try:
-                if not together():
-                    return
-                self._end()
-            except Exception as error:  # whatever it is, the process ends
-                print(f"error: {error}", file=sys.stderr)
-                status = FAILED
-            sys.stdout.flush()
-            sys.stderr.flush()
-            _exit(status)
+                try:
+                    if ends := together():
+                        self._end()
+                except Exception as error:  # whatever it is, the process ends
+                    status = FAILED
+                    print(f"error: {error}", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # where nobody reads what is printed, too
+                if ends:
+                    _exit(status)
 
     def _note(self, number: int, frame: object) -> None:
         self.name = signal.Signals(number).name
