@@ -8,7 +8,6 @@ import pytest
 import ldm_jax
 from ldm_jax import towards
 from ldm_jax.models import clip
-from tests.parity.test_clip_score import model  # noqa: F401 (a fixture of this module)
 from tests.parity.test_pretrained import CHECKER, PROMPTS, close, first, parts, random
 
 torch = pytest.importorskip("torch")
@@ -31,9 +30,9 @@ def test_perturbed_attention(tmp_path):
     close(pipe.guiding("pag", strength=3.0).text_to_image(PROMPTS, **ours), expected)
 
 
-def test_clip_judges_as_theirs_does(model):  # noqa: F811
+def test_clip_judges_as_theirs_does(clip_model):
     """The value, and its gradient by pictures of CLIP's own size, which are not resized."""
-    folder, tokenizer, network = model
+    folder, tokenizer, network = clip_model
     judge = towards.load(folder)
     x = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
     texts = ["a painting of a horse", "three cats by the sea"]
