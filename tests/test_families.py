@@ -100,27 +100,23 @@ def test_what_is_not_there_is_told_before_any_training(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_family_is_trained_drawn_and_judged(tmp_path, capsys):
+def test_a_family_is_trained_drawn_and_judged(tmp_path, capsys, monkeypatch):
     world = vocabulary.SIMPLE._replace(splits={"train": 90, "validation": 80, "unseen": 4})
-    builder = shapes_dataset_builder.Builder(
-        data_dir=tmp_path, config=shapes_dataset_builder.config(world), file_format="array_record"
-    )
-    builder.download_and_prepare()
+    of, small = shapes_dataset_builder.Builder, shapes_dataset_builder.config(world)
+    monkeypatch.setattr(of, "BUILDER_CONFIGS", [small])
+    of(data_dir=tmp_path, config="simple", file_format="array_record").download_and_prepare()
     network = random_network(tmp_path / "features.safetensors")
     out = tmp_path / "families.json"
-    flagged(features=f"shapes:{network}", data_dir=tmp_path, seconds=1, n=70, out=out)
+    flagged(features=f"shapes:{network}", data_dir=tmp_path, seconds=1, n=70, only="VAE", out=out)
     families.main(families.prepare())
     rows = {row["family"]: row for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == ["real", *families.FAMILIES]
-    for name in families.FAMILIES:
-        row = rows[name]
-        assert row["steps"] >= 4
-        assert row["seconds"] >= 1
-        assert row["train_images_per_second"] > 0
-        assert row["sample_images_per_second"] > 0
-        assert row["fid"] > rows["real"]["fid"]
-    assert rows["latents"]["first_stage_seconds"] > 0.3
-    assert rows["VAE"]["parameters"] == rows["GAN"]["parameters"]
-    assert "| latents |" in capsys.readouterr().out
+    assert list(rows) == ["real", "VAE"]
+    row = rows["VAE"]
+    assert row["steps"] >= 4
+    assert row["seconds"] >= 1
+    assert row["train_images_per_second"] > 0
+    assert row["sample_images_per_second"] > 0
+    assert row["fid"] > rows["real"]["fid"]
+    assert "| VAE |" in capsys.readouterr().out
     sheet = media.read_png(out.with_suffix(".png"))
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 10
