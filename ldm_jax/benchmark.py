@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import cli, codec, heap
+from ldm_jax import cli, codec, heap, tree
 from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, times, weightings
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.measure import families, sampler, train
@@ -134,7 +134,7 @@ def measure(name: str) -> dict[str, Any]:
     return {
         "space": name,
         "latent": "x".join(map(str, shape)),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "parameters": tree.count(state.params),
         "train_samples_per_second": BATCH.value / train_seconds,
         "sample_images_per_second": BATCH.value / sample_seconds,
         "train_gflop_per_sample": train.cost_analysis()["flops"] * devices / BATCH.value / 1e9,

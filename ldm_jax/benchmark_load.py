@@ -77,7 +77,7 @@ def write_component(path: Path, kind: str, config: dict[str, Any]) -> int:
         file.write(len(content).to_bytes(8, "little") + content)
         for start in range(0, end, len(block)):
             file.write(block[: end - start])
-    return sum(leaf.size for leaf in jax.tree.leaves(made.shapes))
+    return tree.count(made.shapes)
 
 
 def write_tokenizer(path: Path) -> None:
@@ -147,7 +147,7 @@ def load(path: Path) -> None:
         held[shard.device] += shard.data.nbytes
     whole = sum(leaf.nbytes for leaf in leaves)
     row = {
-        "parameters": sum(leaf.size for leaf in leaves),
+        "parameters": tree.count(leaves),
         "dtype": DTYPE.value,
         "devices": FSDP.value,
         "seconds": f"{spent:.1f}",

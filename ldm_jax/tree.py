@@ -20,6 +20,11 @@ def names(tree: Any) -> list[str]:
     return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def count(tree: Any) -> int:
+    """How many numbers the arrays, or shapes, of a tree hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`f(name, leaf, ...)` at every leaf."""
     return jax.tree_util.tree_map_with_path(

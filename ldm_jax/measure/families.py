@@ -20,7 +20,6 @@ import functools
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +30,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import build, media
+from ldm_jax import build, media, tree
 from ldm_jax.build import held_out
 from ldm_jax.build.untrained import read
-from ldm_jax.measure import comparison
+from ldm_jax.measure import comparison, timing
 from ldm_jax.measure.gan import gan_loss
 from ldm_jax.measure.vae import vae_loss
 from ldm_jax.models import autoencoder, discriminator
@@ -153,9 +152,9 @@ def measure(asked: Asked, folder: Path) -> Iterator[tuple[dict[str, Any], np.nda
     for name in asked.names:
         made = FAMILIES[name](folder / name)
         next(made.draw(min(AT_ONCE, n), 0))  # compiles
-        began = now()
+        began = timing.now()
         drawn = np.concatenate([media.to_uint8(part) for part in made.draw(n, 0)])
-        spent = now() - began
+        spent = timing.now() - began
         told = dict(
             parameters=made.parameters,
             seconds=made.seconds + made.before,
@@ -167,11 +166,6 @@ def measure(asked: Asked, folder: Path) -> Iterator[tuple[dict[str, Any], np.nda
         of = gathered(pictures.of_array(name, drawn))
         found = scores.of_features(METRICS, reference, of, limits)
         yield {"family": name} | told | found, drawn[:SHOWN]
-
-
-def now() -> float:
-    """Seconds of the clock that counts."""
-    return time.process_time() if comparison.clock() == "cpu_seconds" else time.perf_counter()
 
 
 def config_of(name: str, validation: str = "validation") -> Any:
@@ -202,7 +196,7 @@ def trained(run: Run, name: str, seconds: float) -> tuple[TrainState, int, float
     with contextlib.closing(run.batches(0)) as batches:
         batch = sharding.place(run.mesh, next(batches))
         take = take.lower(state, run.frozen, batch, key).compile()
-        began, steps = now(), 0
+        began, steps = timing.now(), 0
         bar = tqdm(total=round(seconds), unit="s", desc=name, mininterval=1.0)
         with bar:
             while True:
@@ -210,7 +204,7 @@ def trained(run: Run, name: str, seconds: float) -> tuple[TrainState, int, float
                 steps += 1
                 if steps % 4 == 0:
                     jax.block_until_ready(told)
-                    spent = now() - began
+                    spent = timing.now() - began
                     bar.n = round(min(spent, seconds))
                     bar.set_postfix_str(f"step {steps}, loss {float(told['loss']):.3g}")
                     if spent >= seconds:
@@ -239,7 +233,7 @@ def diffusion(config: Any, folder: Path, name: str, seconds: float) -> Made:
             yield part.x
 
     held = (pipeline.params, pipeline.arrays)
-    return Made(drawn, sizes(held), steps, spent, steps * run.batch)
+    return Made(drawn, tree.count(held), steps, spent, steps * run.batch)
 
 
 def pixels(folder: Path) -> Made:
@@ -291,11 +285,7 @@ def decoded(name: str, folder: Path) -> Made:
             yield np.asarray(y)[: n - start]
 
     draws = {k: v for k, v in params.items() if k in ("decoder", "post_quant_conv")}
-    return Made(drawn, sizes(draws), steps, spent, steps * BATCH)
-
-
-def sizes(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return Made(drawn, tree.count(draws), steps, spent, steps * BATCH)
 
 
 FAMILIES: dict[str, Callable[[Path], Made]] = {

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from ldm_jax import tree
 from ldm_jax.training import checkpoints, guards, logs, processes, sharding, step
 from ldm_jax.training.run import Run
 from ldm_jax.types import TrainState
@@ -44,7 +45,7 @@ def greet(run: Run, state: TrainState, log: logs.Logs, over: bool) -> None:
     if at:
         rest = "" if at < run.steps and not over else "; nothing is left to do"
         log.say(f"resumed at step {at} of {run.steps}{rest}")
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    count = tree.count(state.params)
     devices = run.mesh.devices
     shape = " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items() if v > 1)
     kind = f"{devices.size} {devices.flat[0].device_kind} device(s)"
