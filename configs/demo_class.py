@@ -12,7 +12,7 @@ from configs import demo
 def get_config():
     c = demo.get_config()
     c.steps = 600
-    c.optimizer.update(lr=0.02, adam_lr=2e-3, warmup=100)  # as its figures were measured
+    c.optimizer.update(demo.TWINS)
     del c.data.source.caption, c.tokenizer, c.conditioner
     c.data.source.label = "label"
     c.conditioner = dict(name="Label", width=128, into="vector")

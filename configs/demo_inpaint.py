@@ -14,7 +14,7 @@ from configs import demo
 def get_config():
     c = demo.get_config()
     c.steps = 1_000
-    c.optimizer.update(lr=0.02, adam_lr=2e-3, warmup=100)  # as its figures were measured
+    c.optimizer.update(demo.TWINS)
     c.data.update(batch=32, holes=("thick", "medium", "thin", "boxes", "outpaint"), blank=-1.0)
     del c.tokenizer, c.conditioner
     c.conditioner = dict(

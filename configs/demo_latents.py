@@ -13,7 +13,7 @@ from configs import demo
 def get_config():
     c = demo.get_config()
     c.steps = 600
-    c.optimizer.update(lr=0.02, adam_lr=2e-3, warmup=100)  # as its figures were measured
+    c.optimizer.update(demo.TWINS)
     del c.data.source.caption, c.tokenizer, c.conditioner
     c.model.update(vector=0, transformer=False)  # it reads neither a vector nor tokens
     c.objective.drop = 0.0

@@ -13,7 +13,7 @@ from configs import demo
 def get_config():
     c = demo.get_config()
     c.steps = 800
-    c.optimizer.update(lr=0.02, adam_lr=2e-3, warmup=100)  # as its figures were measured
+    c.optimizer.update(demo.TWINS)
     c.data.batch = 32
     c.data.layout = dict(classes=(("colour", 6), ("shape", 3)), objects=2, vocab=290, window=False)
     del c.tokenizer
