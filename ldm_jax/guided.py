@@ -47,9 +47,8 @@ class How:
     two_passes: bool = False  # instead of a doubled batch: slower, in half the memory
     weak: LatentDiffusion | None = None  # of auto; its parameters are params["weak"]
     towards: Callable[..., Any] | None = None  # a `towards.LogP`; its are params["towards"]
-    through: bool = (
-        True  # whether the gradient goes through the network, see `gradients.by_estimate`
-    )
+    # Whether the gradient goes through the network, see `gradients.by_estimate`.
+    through: bool = True
 
 
 CFG = How()

@@ -31,9 +31,8 @@ class Towards(NamedTuple):
     log_p: LogP
     params: Params
     wanted: Callable[[Sequence[str]], Any]  # texts -> rows [b d] of what is wanted
-    size: tuple[int, int] | None = (
-        None  # of the pictures that it was trained on; None: it reads any
-    )
+    # Of the pictures that it was trained on; None: it reads any.
+    size: tuple[int, int] | None = None
 
 
 def load(path: str | Path) -> Towards:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from ldm_jax.foresee import text as program_text
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-SMALL = (
-    2**12
-)  # bytes: no gradient of a network, and less than a chip sends in the time that it takes to begin
+# Bytes: no gradient of a network, and less than a chip sends in the time that it takes to begin.
+SMALL = 2**12
 # How often the bytes of a result leave a chip, in a ring of many: an all-reduce gathers after it has scattered.
 TRIPS = {"all-reduce": 2.0}
 # The size of a group of chips, as XLA writes it: [groups,size], {{one,group},...}, or axes of a mesh by their names.

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,9 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 def name(figures: Mapping[str, Any]) -> str:
     """The config, and "sampler" where it is not the train step."""
-    words = shlex.split(figures["command"])
-    pairs = [word.partition("=") for word in words]
-    given = [value for flag, _, value in pairs if flag == "--config"]
-    of = Path(given[0]).stem if given and given[0] else Path(_following(words)).stem
+    words = shlex.split(figures["command"].replace("--config=", "--config "))
+    of = Path(words[words.index("--config") + 1]).stem
     return of if figures["what"] == "train" else f"{of}, sampler"
-
-
-def _following(words: Sequence[str]) -> str:
-    return words[words.index("--config") + 1]
 
 
 def off(figures: Mapping[str, Any]) -> float:

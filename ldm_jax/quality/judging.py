@@ -31,9 +31,8 @@ class Asked(NamedTuple):
     save: str | None = None  # where to keep those of the reference
     subset: int = 1000  # of KID
     batch: int = 64
-    cache: Path | None = (
-        None  # a folder, in which features of real pictures are kept and found again
-    )
+    # A folder, in which features of real pictures are kept and found again.
+    cache: Path | None = None
 
 
 def prepare(asked: Asked, subject: Subject, mesh: Mesh) -> Callable[..., dict[str, Any]]:
