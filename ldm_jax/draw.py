@@ -88,23 +88,7 @@ def main(argv: list[str]) -> None:
         if GRID.value:
             pipe = pipe.on_grid(**named(GRID))
         drawn = verb(pipe, **given)
-    out = Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    about = {"software": "ldm_jax", "model": MODEL.value, "verb": VERB.value}
-    about |= {holder.name: " ".join(holder.value) for holder in (SET, GUIDE, GRID) if holder.value}
-    about |= {} if NEGATIVE.value is None else {"negative": NEGATIVE.value}
-    texts = given.get("prompt", [])
-    for name, images in parts(drawn).items():
-        for i, image in enumerate(images):
-            chunks = about | {"seed": str(SEED.value + i)}
-            chunks |= {"prompt": texts[i]} if len(texts) == len(images) else {}
-            media.save_png(out / f"{i:05d}{name}.png", image, chunks)
-        if not name:
-            captions = texts if len(texts) == len(images) else None
-            columns = int(np.ceil(np.sqrt(len(images))))
-            sheet = media.grid(images, columns=columns, captions=captions)
-            media.save_png(out / "grid.png", sheet, about)
-    print(out / "grid.png")
+    print(write(drawn, given.get("prompt", [])))
 
 
 def arguments() -> dict[str, Any]:
@@ -171,6 +155,26 @@ def named(holder: flags.FlagHolder) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def write(drawn: Any, texts: Sequence[str]) -> Path:
+    """Writes what a verb returned, with its prompts where there is one a picture; the path of the sheet."""
+    out = Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"software": "ldm_jax", "model": MODEL.value, "verb": VERB.value}
+    about |= {holder.name: " ".join(holder.value) for holder in (SET, GUIDE, GRID) if holder.value}
+    about |= {} if NEGATIVE.value is None else {"negative": NEGATIVE.value}
+    for name, images in parts(drawn).items():
+        for i, image in enumerate(images):
+            chunks = about | {"seed": str(SEED.value + i)}
+            chunks |= {"prompt": texts[i]} if len(texts) == len(images) else {}
+            media.save_png(out / f"{i:05d}{name}.png", image, chunks)
+        if not name:
+            captions = texts if len(texts) == len(images) else None
+            columns = int(np.ceil(np.sqrt(len(images))))
+            sheet = media.grid(images, columns=columns, captions=captions)
+            media.save_png(out / "grid.png", sheet, about)
+    return out / "grid.png"
 
 
 def parts(drawn: Any) -> dict[str, Any]:
