@@ -36,7 +36,11 @@ def slow(at, x):
     time.sleep(0.02)  # else all of the time is spent with saving
     return x
 
-def start(folder):
+def endless(at, x):
+    time.sleep(0.02 if at < STEPS - 3 else 3600)  # on a fast machine too it is killed before its end
+    return x
+
+def start(folder, spoil=slow):
     child = os.fork()
     if child == 0:
         status = 1
@@ -44,7 +48,7 @@ def start(folder):
             from tests.test_loop import linear_run, on_devices  # which starts JAX
 
             every = dict(save_every=5, eval_every=1000, **on_devices(2))
-            run = linear_run(slow, steps=STEPS, loss=loss, **every)
+            run = linear_run(spoil, steps=STEPS, loss=loss, **every)
             status = 0 if loop.train(run, workdir / folder) == STEPS else 2
         except BaseException as error:
             print(repr(error), file=sys.stderr)
@@ -59,10 +63,12 @@ def written():
 assert os.waitpid(start("whole"), 0)[1] == 0
 half, early = 0, 0
 for target in sorted(random.randint(1, 190) for _ in range(KILLS)):
-    reached, child = written(), start("killed")
-    if reached >= target:  # killed before it has come as far as the one before, most likely while it starts
+    reached, child = written(), start("killed", endless)
+    if reached >= target:  # killed while it starts, before it has come further than the one before
         early += 1
-        time.sleep(random.uniform(0, 3))
+        end = time.monotonic() + random.uniform(0, 3)
+        while written() <= reached and time.monotonic() < end:
+            time.sleep(0.001)
     else:
         while written() < target:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
