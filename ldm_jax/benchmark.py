@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import cli, codec, heap, tree
+from ldm_jax import cli, codec, heap, markdown, tree
 from ldm_jax.diffusion import objectives, paths, samplers, solvers, targets, times, weightings
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.measure import families, sampler, train
@@ -150,16 +150,26 @@ def latent_vs_pixel() -> None:
         f"\n{SIZE.value} px, U-Net width {WIDTH.value} ({pixel['parameters']:,} parameters), batch {BATCH.value}, "
         f"{STEPS.value} DDIM steps, {DTYPE.value}, {jax.device_count()} x {device.device_kind}, jax {jax.__version__}\n"
     )
-    print(
-        "| space | latent | train samples/s | sampling images/s | GFLOP train/sample | GFLOP network |"
-    )
-    print("|---|---|---|---|---|---|")
+    lines = []
     for row in rows:
         cells = [row["space"], row["latent"]]
         for key in ("train_samples_per_second", "sample_images_per_second"):
             cells.append(f"{row[key]:.3g} ({row[key] / pixel[key]:.1f}x)")
         cells += [f"{row['train_gflop_per_sample']:.2f}", f"{row['network_gflop_per_sample']:.2f}"]
-        print("| " + " | ".join(cells) + " |")
+        lines.append(cells)
+    print(
+        markdown.table(
+            (
+                "space",
+                "latent",
+                "train samples/s",
+                "sampling images/s",
+                "GFLOP train/sample",
+                "GFLOP network",
+            ),
+            lines,
+        )
+    )
     if OUT.value:
         Path(OUT.value).write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ldm_jax import cli, tree
+from ldm_jax import cli, markdown, tree
 from ldm_jax.measure import models
 from ldm_jax.pretrained import components, from_pretrained
 from ldm_jax.training import sharding
@@ -159,8 +159,8 @@ def load(path: Path) -> None:
         "largest tensor, GB": f"{max(leaf.nbytes for leaf in leaves) / 1e9:.2f}",
         "largest share": f"{max(held.values()) / whole:.3f}",
     }
-    print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
-    print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else v for v in row.values()) + " |")
+    cells = [f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+    print(markdown.table(list(row), [cells]))
 
 
 def shards(leaves: list[jax.Array]) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from ldm_jax import cli
+from ldm_jax import cli, markdown
 from ldm_jax.build.flags import config_flag
 
 FLAGS = flags.FlagValues()
@@ -121,7 +121,7 @@ def _tabulate(folder: Path) -> None:
     from ldm_jax.measure import plot
 
     records = table.read(folder)
-    print(table.markdown(records))
+    print(markdown.table(table.HEAD, map(table.line, records)))
     title = "Least time of a step by what takes it, in % of the longest"
     plot.bars(folder / "bounds.png", title, table.shares(records), "%")
 

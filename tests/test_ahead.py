@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax import markdown
 from ldm_jax.foresee import chips, collectives, study, table
 from ldm_jax.training import joined, loop, sharding
 from tests import tiny
@@ -125,7 +126,7 @@ def test_a_table_has_a_row_for_each_file_of_figures(tmp_path):
     found = table.read(tmp_path)
     assert [table.name(of) for of in found] == ["demo", "sd15_finetune", "sd15_finetune, sampler"]
     assert table.off(found[0]) == 7.5 / 8 - 1
-    lines = table.markdown(found).splitlines()
+    lines = markdown.table(table.HEAD, map(table.line, found)).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[3] == (
         "| sd15_finetune | v5e:16x16, data 256 | 8 | 8,192 of 16,384 | -6.2 % | 0, 4 (1 small) | 40.0, 20.0, 10.0 | "
@@ -152,7 +153,8 @@ def test_a_table_that_cannot_be_is_refused(tmp_path, capsys, monkeypatch):
 def test_the_committed_records_are_a_table():
     """Of chips whose memory they fit, with the number of chips that the topology says."""
     found = table.read(tiny.ROOT / "docs/benchmarks/ahead")
-    assert table.markdown(found) in (tiny.ROOT / "docs/scale.md").read_text()
+    shown = markdown.table(table.HEAD, map(table.line, found))
+    assert shown in (tiny.ROOT / "docs/scale.md").read_text()
     for of in found:
         sides = map(int, of["topology"].partition(":")[2].split("x"))
         assert np.prod(list(sides)) * of["slices"] == of["devices"]

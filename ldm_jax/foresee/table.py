@@ -77,12 +77,6 @@ def line(figures: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def markdown(records: Iterable[Mapping[str, Any]]) -> str:
-    """The table, with a row for each."""
-    rows = [HEAD, ("---",) * len(HEAD), *map(line, records)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
 def shares(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, float]]:
     """How long compute, HBM and links take of each step, in % of the longest of them: bars with names."""
     found = []

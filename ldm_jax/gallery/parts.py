@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax import heatmaps, media
+from ldm_jax import heatmaps, markdown, media
 from ldm_jax.gallery.scene import SHOWN, Scene, judged, percent, rows
 from ldm_jax.metrics import changes, shape_reader
 from ldm_jax.metrics.caption_reader import parse
@@ -101,19 +101,16 @@ def image_to_image(of: Scene) -> Part:
         x = of.draw("image_to_image", prompts=prompts, images=list(of.real), strength=strength).x
         found = changes.accepted(media.to_uint8(x), media.to_uint8(of.real), of.swaps, of.shapes)
         apart = np.abs(x.clip(-1, 1) - of.real).mean() * 127.5
-        lines.append(
-            f"| {strength} | {percent(found['right'])} | {percent(found['kept'])} | {apart:.1f} |"
-        )
+        found = percent(found["right"]), percent(found["kept"])
+        lines.append((str(strength), *found, f"{apart:.1f}"))
         made.append(x)
-    table = (
-        "| strength | new caption right | other object in its place | mean change of a pixel, of 255 "
-        "|\n|---|---|---|---|\n"
-    )
+    head = ("strength", "new caption right", "other object in its place")
+    table = markdown.table((*head, "mean change of a pixel, of 255"), lines)
     say = f"The given pictures, and from them the new captions at the strengths {STRENGTHS}.\n\n"
     captions = [""] * SHOWN * len(STRENGTHS) + prompts[:SHOWN]
     return Part(
         "image_to_image", "Image to image", rows(of.real, *made), captions, SHOWN,
-        say + table + "\n".join(lines),
+        say + table,
         '--task image_to_image --image picture.png --strength 0.5 --prompt "a blue cross on the left"',
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ldm_jax import build, media, tree
+from ldm_jax import build, markdown, media, tree
 from ldm_jax.build import held_out
 from ldm_jax.build.untrained import read
 from ldm_jax.measure import comparison, timing
@@ -298,10 +298,7 @@ FAMILIES: dict[str, Callable[[Path], Made]] = {
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as people read them."""
-    lines = [
-        "| family | parameters that draw | steps | training images/s | sampling images/s | FID | precision | recall |",
-        "|---" * 8 + "|",
-    ]
+    lines = []
     for row in rows:
         cells = [row["family"]]
         if "steps" in row:
@@ -310,5 +307,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         else:
             cells += [""] * 4
         cells += [f"{row['fid']:.2f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    head = ("family", "parameters that draw", "steps", "training images/s", "sampling images/s")
+    return markdown.table((*head, "FID", "precision", "recall"), lines)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from ldm_jax import flops
+from ldm_jax import flops, markdown
 from ldm_jax.measure import comparison, models, programs, rival, timing
 from ldm_jax.measure.comparison import Asked
 
@@ -145,23 +145,21 @@ def _rivals(subject, made, ours):
 def table(result: dict[str, Any]) -> str:
     """The result as people read it."""
     clock = "CPU s" if comparison.clock() == "cpu_seconds" else "s"
-    lines = [
+    said = (
         f"\n{result['model']}, {result['solver']}, {result['steps']} steps, guidance {result['guidance']}, "
         f"{result['dtype']}, {result['device']}, jax {result['jax']}, "
-        f"matrix product {result['matmul_tflops']:.3g} TFLOP/s\n",
-        f"| by | batch | step, {clock} | text | loop | decode | together | p90, s | images/s | TFLOP/image | TFLOP/s "
-        "(share) | compile, cached, s | GB |",
-        "|---" * 13 + "|",
-    ]
+        f"matrix product {result['matmul_tflops']:.3g} TFLOP/s\n\n"
+    )
+    head = ("by", "batch", f"step, {clock}", *PARTS, "p90, s", "images/s", "TFLOP/image")
+    lines = []
     for row in result["rows"]:
         each = [row[name][comparison.clock()] for name in PARTS]
         cells = [row["by"], str(row["batch"]), f"{each[1] / result['steps']:.4g}"]
         cells += [f"{seconds:.4g}" for seconds in each]
         cells += [f"{row['together']['seconds_p90']:.4g}", f"{row['batch'] / each[3]:.4g}"]
         if "ratio" in row:
-            lines.append("| " + " | ".join([*cells, "", "", "", ""]) + " |")
             shown = ", ".join(f"{name} {row['ratio'][name]:.2f}" for name in PARTS)
-            lines.append(f"| of ours, by pairs: {shown} |" + " |" * 12)
+            lines += [cells, [f"of ours, by pairs: {shown}"]]
             continue
         whole = row["together"]
         peak = row.get("peak_bytes", row["program_bytes"])
@@ -171,5 +169,5 @@ def table(result: dict[str, Any]) -> str:
             f"{row['compile_seconds']:.1f}, {row['compile_seconds_cached']:.1f}",
             f"{peak / 1e9:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return said + markdown.table((*head, "TFLOP/s (share)", "compile, cached, s", "GB"), lines)

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from ldm_jax import flops
+from ldm_jax import flops, markdown
 from ldm_jax.diffusion import process
 from ldm_jax.measure import comparison, models, rival, timing
 from ldm_jax.measure.comparison import Asked
@@ -194,21 +194,20 @@ def _rivals(subject, given, ours, loss):
 def table(result: dict[str, Any]) -> str:
     """The result as people read it."""
     clock = "CPU s" if comparison.clock() == "cpu_seconds" else "s"
-    lines = [
+    said = (
         f"\ntraining {result['model']}, {result['dtype']}, {result['device']}, jax {result['jax']}, "
-        f"matrix product {result['matmul_tflops']:.3g} TFLOP/s\n",
-        f"| by | batch | loss, {clock} | gradient | step | samples/s | TFLOP/sample | TFLOP/s (share) | GB |",
-        "|---" * 9 + "|",
-    ]
+        f"matrix product {result['matmul_tflops']:.3g} TFLOP/s\n\n"
+    )
+    head = ("by", "batch", f"loss, {clock}", "gradient", "step", "samples/s", "TFLOP/sample")
+    lines = []
     for row in result["rows"]:
         cells = [row["by"], str(row["batch"])]
         each = [row[name][comparison.clock()] for name in PARTS]
         cells += [f"{seconds:.4g}" for seconds in each]
         cells.append(f"{row['batch'] / each[-1]:.4g}")
         if "ratio" in row:
-            lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
             shown = ", ".join(f"{name} {row['ratio'][name]:.2f}" for name in PARTS)
-            lines.append(f"| of ours, by pairs: {shown} |" + " |" * 8)
+            lines += [cells, [f"of ours, by pairs: {shown}"]]
             continue
         of = row["step"]
         peak = row.get("peak_bytes", row["program_bytes"])
@@ -217,5 +216,5 @@ def table(result: dict[str, Any]) -> str:
             f"{of['tflops']:.3g} ({of['of_matmul_rate']:.2f})",
             f"{peak / 1e9:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return said + markdown.table((*head, "TFLOP/s (share)", "GB"), lines)
