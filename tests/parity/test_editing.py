@@ -10,7 +10,7 @@ from ldm_jax.diffusion import diffedit, inpainting, inversion, paths, samplers, 
 from ldm_jax.diffusion.process import Point
 from ldm_jax.pretrained import edits, inputs
 from ldm_jax.types import Cond, Prediction
-from tests.parity.test_pretrained import PROMPTS, close, first, random, shown, stable_diffusion
+from tests.parity.pipelines import PROMPTS, close, first, random, shown, stable_diffusion
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -10,7 +10,7 @@ from ldm_jax import build, conditioners
 from ldm_jax.build import pretrained
 from ldm_jax.training import sharding
 from tests import clip_files, tiny
-from tests.parity import test_pretrained as theirs
+from tests.parity import pipelines as theirs
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -8,7 +8,7 @@ import pytest
 import ldm_jax
 from ldm_jax import towards
 from ldm_jax.models import clip
-from tests.parity.test_pretrained import CHECKER, PROMPTS, close, first, parts, random
+from tests.parity.pipelines import CHECKER, PROMPTS, close, first, parts, random
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -20,8 +20,8 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
     StableUnCLIPImageNormalizer,
 )
 
-from tests.parity import test_pretrained as usual  # noqa: E402
-from tests.parity.test_pretrained import close, first, random  # noqa: E402
+from tests.parity import pipelines as usual  # noqa: E402
+from tests.parity.pipelines import close, first, random  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
