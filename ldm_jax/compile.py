@@ -6,7 +6,7 @@
 
 Needs libtpu (pip install 'ldm_jax[tpu]') and no TPU, no data, no weights: shapes alone, and the config files of a model
 that a run starts from. What is compiled is the step that `train.py` compiles, on the config's mesh over all devices.
-It takes long: minutes for a large network, whatever the number of chips.
+It takes long: half an hour for a large network, whatever the number of chips. With --nocode it takes minutes.
 
     python -m ldm_jax.compile --table docs/benchmarks/ahead
 
@@ -21,6 +21,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from absl import flags
 
 from ldm_jax import cli, markdown
 from ldm_jax.build.flags import config_flag
+from ldm_jax.foresee import settled
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flag("config", "the run: a file in configs/", FLAGS)
@@ -58,6 +60,13 @@ SEARCH = flags.DEFINE_list(
     flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string("out", None, "a JSON file for the figures", flag_values=FLAGS)
+CODE = flags.DEFINE_boolean(
+    "code",
+    True,
+    "make the chips' code too; --nocode ends as soon as XLA has settled the program and its memory, in a tenth of the "
+    "time, and cannot say whether each kernel finds the VMEM that it needs",
+    flag_values=FLAGS,
+)
 TEXT = flags.DEFINE_string("text", None, "a file for the compiled program", flag_values=FLAGS)
 TABLE = flags.DEFINE_string(
     "table",
@@ -73,6 +82,15 @@ def main(argv: list[str]) -> None:
             cli.nothing_more(argv, "--table stands alone")
             _tabulate(Path(TABLE.value))
         return
+    with tempfile.TemporaryDirectory() as folder:
+        _study(argv, Path(folder))
+    if not CODE.value:
+        sys.stdout.flush()
+        os._exit(0)  # the compilation goes on in a thread that nothing stops
+
+
+def _study(argv: list[str], folder: Path) -> None:
+    settled.ask(folder)
     jax.config.update("jax_platforms", "cpu")  # what is at hand is not what is compiled for
     cli.compile_cache()
     with cli.plain_errors():
@@ -82,6 +100,8 @@ def main(argv: list[str]) -> None:
         from ldm_jax.foresee import chips
 
         over = _searched(SEARCH.value)
+        if over and not CODE.value:
+            raise ValueError("--search compiles to the end; leave out --nocode")
         chip = chips.named(TOPOLOGY.value)
         devices = chips.devices(TOPOLOGY.value, SLICES.value)
         ways = variants.variants(CONFIG.value, FIRST_STAGE.value, devices, over)
@@ -92,15 +112,16 @@ def main(argv: list[str]) -> None:
             way.program(WHAT.value, rows)  # says what does not divide
         choices = variants.choices(ways, WHAT.value, chip)
     if over:
-        found, table = _search(ways, choices, chip.of_device())
+        found, table = _search(ways, choices, chip.of_device(), folder)
     else:
-        found, table = _compiled(ways[0], rows), []
+        found, table = _compiled(ways[0], rows, folder), []
     if found.made is None:
-        cli.fail(f"{found.rows:g} row(s) on each device do not fit: {found.reason}")
+        rows = found.rows / found.way.mesh.size
+        cli.fail(f"{rows:g} row(s) on each device do not fit: {found.reason}")
     choice = choices[ways.index(found.way)]
     figures = _figures(found, chip, choice) | ({"searched": table} if table else {})
     if TEXT.value:
-        Path(TEXT.value).write_text(found.made.as_text())
+        Path(TEXT.value).write_text(found.made.text)
     if OUT.value:
         Path(OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -138,25 +159,29 @@ class Compiled(NamedTuple):
     reason: str = ""
 
 
-def _compiled(way, rows: int) -> Compiled:
-    from ldm_jax.foresee.study import DoesNotFit, compile_program
+def _compiled(way, rows: int, folder: Path) -> Compiled:
+    from ldm_jax.foresee import study
 
     program = way.program(WHAT.value, rows)
     found = Compiled(way, rows, program)
     try:
-        made, spent = compile_program(program, way.mesh)
-    except DoesNotFit as error:
+        until = (lambda: None) if CODE.value else lambda: settled.settled(folder)
+        made, spent = study.compile_program(program, way.mesh, until)
+    except study.DoesNotFit as error:
         found = found._replace(needed=error.needed, reason=str(error))
     else:
-        needed = made.memory_analysis().peak_memory_in_bytes
-        found = found._replace(made=made, spent=spent, needed=needed)
+        if isinstance(made, settled.Settled):
+            laid = study.Laid(made.text, {"peak": made.peak}, {})
+        else:
+            laid = study.executable(made, settled.text(folder))
+        found = found._replace(made=laid, spent=spent, needed=laid.memory["peak"])
     if SEARCH.value:
         fits = f"do not fit: {found.reason}" if found.made is None else "fit"
         print(f"{way.name}: {rows / way.mesh.size:g} row(s) on each device {fits}", file=sys.stderr)
     return found
 
 
-def _search(ways, choices, device) -> tuple[Compiled, list[dict[str, Any]]]:
+def _search(ways, choices, device, folder: Path) -> tuple[Compiled, list[dict[str, Any]]]:
     """What lets most rows a second through of what fits indeed, and what was foreseen of all."""
     from ldm_jax.foresee import search
 
@@ -179,7 +204,7 @@ def _search(ways, choices, device) -> tuple[Compiled, list[dict[str, Any]]]:
         done = {}
 
         def needs(rows, way=way, done=done):
-            done[rows] = _compiled(way, rows * way.mesh.size)
+            done[rows] = _compiled(way, rows * way.mesh.size, folder)
             return done[rows].made is not None, done[rows].needed
 
         if most := search.settled(choice, device.memory, needs):

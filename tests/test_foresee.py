@@ -84,7 +84,13 @@ def test_a_program_is_held_against_a_chip():
     made, spent = study.compile_program(program, mesh)
     flops = 2 * 2 * 64 * 32 * 16
     found = study.study(
-        made, program, mesh, CHIP, flops, 2 * flops, {"inputs": 7.0, "temporary": 3.0}
+        study.executable(made),
+        program,
+        mesh,
+        CHIP,
+        flops,
+        2 * flops,
+        {"inputs": 7.0, "temporary": 3.0},
     )
     assert spent.wall > 0
     assert spent.cpu > 0

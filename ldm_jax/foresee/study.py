@@ -5,6 +5,7 @@ with HBM, or its traffic with other chips, whichever is longest; a real step ove
 model FLOP utilisation (Chowdhery et al. 2022) counts what the model needs and not what `remat` computes again.
 """
 
+import concurrent.futures
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -55,8 +56,13 @@ def on_device(arrays: Any) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(arrays))
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Spent]:
+def compile_program(
+    program: Program, mesh: Mesh, until: Callable[[], Any] = lambda: None
+) -> tuple[Any, Spent]:
     """The executable, and what it took to trace, lower and compile.
+
+    As soon as `until` returns something while it compiles, that is returned in place of the executable, and the
+    compilation goes on in a thread, which only the end of the process ends.
 
     Raises:
       DoesNotFit: it needs more memory than the chips have.
@@ -68,13 +74,20 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Spent]:
             program.call, donate_argnums=program.donated, out_shardings=program.layouts
         )
         lowered = jitted.lower(*program.inputs.values())
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        compiling = pool.submit(lowered.compile, compiler_options=dict(program.options or {}))
+        pool.shutdown(wait=False)
         try:
-            made = lowered.compile(compiler_options=dict(program.options or {}))
+            made = None
+            while made is None:
+                concurrent.futures.wait([compiling], timeout=1)
+                made = compiling.result() if compiling.done() else until()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            lines = [line.strip() for line in str(error).splitlines() if "Used " in line]
-            message = (lines or str(error).splitlines())[0]
+            lines = [line.strip() for line in str(error).splitlines()]
+            told = [line for line in lines if "Used " in line or "exceeded scoped" in line]
+            message = " ".join(told) or lines[0]
             raise DoesNotFit(message, _needed(message)) from error
     return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
 
@@ -85,8 +98,39 @@ def _needed(message: str) -> float:
     return float(told[1]) * 1024.0 ** " KMGT".index(told[2] or " ") if told else 0.0
 
 
+class Laid(NamedTuple):
+    """What a compiled program is held against a chip by."""
+
+    text: str
+    memory: Mapping[str, int]  # bytes: "peak", and more where there is an executable
+    cost: Mapping[
+        str, float
+    ]  # "flops" and "bytes", as XLA counts them; where there is an executable
+
+
+def executable(made: Any, written: str | None = None) -> Laid:
+    """Of an executable; its text is `written` where jax cannot read it, as with some asynchronous operations."""
+    memory, cost = made.memory_analysis(), made.cost_analysis()
+    try:
+        program_text = made.as_text()
+    except jax.errors.JaxRuntimeError:
+        if written is None:
+            raise
+        program_text = written
+    sizes = {
+        "inputs_by_xla": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "output": memory.output_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
+    counted = {"flops": float(cost["flops"]), "bytes": float(cost["bytes accessed"])}
+    return Laid(program_text, sizes, counted)
+
+
 def study(
-    made: Any,
+    laid: Laid,
     program: Program,
     mesh: Mesh,
     chip: Chip,
@@ -100,12 +144,10 @@ def study(
     `foreseen` says what memory was expected, in bytes by kind.
     """
     device, count = chip.of_device(), mesh.size
-    memory, cost = made.memory_analysis(), made.cost_analysis()
     kept = {name: on_device(arrays) for name, arrays in program.inputs.items()}
     own, done = model_flops / count, executed_flops / count
-    xla_flops, xla_bytes = float(cost["flops"]), float(cost["bytes accessed"])
-    program_text = made.as_text()
-    found, moved = collectives.read(program_text), text.traffic(program_text)
+    found, moved = collectives.read(laid.text), text.traffic(laid.text)
+    xla = {name: {"xla": laid.cost[name]} if laid.cost else {} for name in ("flops", "bytes")}
     times = {
         "compute": done / device.flops,
         "memory": moved / device.bandwidth,
@@ -117,17 +159,12 @@ def study(
         "batch_per_device": program.batch / count,
         "memory": {
             "inputs": kept,
-            "inputs_by_xla": memory.argument_size_in_bytes,
-            "temporary": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes,
-            "aliased": memory.alias_size_in_bytes,
-            "output": memory.output_size_in_bytes,
-            "peak": memory.peak_memory_in_bytes,
+            **laid.memory,
             "of": device.memory,
             "foreseen": dict(foreseen),
         },
-        "flops": {"model": own, "executed": done, "xla": xla_flops, "peak_rate": device.flops},
-        "bytes": {"hbm": moved, "xla": xla_bytes},
+        "flops": {"model": own, "executed": done, "peak_rate": device.flops} | xla["flops"],
+        "bytes": {"hbm": moved} | xla["bytes"],
         "intensity": {
             "program": done / moved,
             "chip": device.flops / device.bandwidth,
@@ -150,14 +187,22 @@ def told(figures: Mapping[str, Any]) -> str:
     ]
     inputs = sum(memory["inputs"].values())
     lines += [f"  {_mib(size)}  {name}" for name, size in memory["inputs"].items()]
+    by_xla = "", ""
+    if "code" in memory:
+        lines += [
+            f"  {_mib(memory['inputs_by_xla'])}  all inputs as they lie in tiles ({_mib(inputs)} without)",
+            f"  {_mib(memory['temporary'])}  temporary",
+            f"  {_mib(memory['code'])}  code",
+        ]
+        by_xla = (
+            f", {flops['xla'] / 1e12:.4f} by XLA",
+            f" ({figures['bytes']['xla'] / 1e9:.2f} by XLA, which counts what stays in the chip too)",
+        )
+    else:
+        lines.append("the chips' code was not made: what kernels need of VMEM is not known")
     lines += [
-        f"  {_mib(memory['inputs_by_xla'])}  all inputs as they lie in tiles ({_mib(inputs)} without)",
-        f"  {_mib(memory['temporary'])}  temporary",
-        f"  {_mib(memory['code'])}  code",
-        f"TFLOP: {flops['model'] / 1e12:.4f} of the model, {flops['executed'] / 1e12:.4f} executed, "
-        f"{flops['xla'] / 1e12:.4f} by XLA",
-        f"bytes to and from HBM: {figures['bytes']['hbm'] / 1e9:.2f} GB "
-        f"({figures['bytes']['xla'] / 1e9:.2f} by XLA, which counts what stays in the chip too)",
+        f"TFLOP: {flops['model'] / 1e12:.4f} of the model, {flops['executed'] / 1e12:.4f} executed{by_xla[0]}",
+        f"bytes to and from HBM: {figures['bytes']['hbm'] / 1e9:.2f} GB{by_xla[1]}",
         f"intensity: {figures['intensity']['program']:.0f} FLOP a byte; the chip's own is "
         f"{figures['intensity']['chip']:.0f}",
     ]

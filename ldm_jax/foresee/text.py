@@ -66,7 +66,18 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             line.rstrip() == "}"
         ):  # an attribute may go over several lines, and such a line begin so
             within = ""
-    return found, entry
+    named = {name: [_named(one, found) for one in ones] for name, ones in found.items()}
+    return named, entry
+
+
+def _named(one: Instruction, found: dict[str, list[Instruction]]) -> Instruction:
+    """An operation of a computation of its own, begun by an async-start, as jax writes it: a slice-start, say."""
+    called = _CALLED.search(one.rest) if one.kind == "async-start" else None
+    inside = found.get(called[1].removeprefix("%")) if called else None
+    # A fusion remains one: what it holds is looked for within.
+    if not inside or (kind := inside[-1].kind) == "fusion":
+        return one
+    return one._replace(kind=f"{kind}-start")
 
 
 def running(text: str, fused: bool = False) -> Iterator[tuple[Instruction, int, str]]:

@@ -28,7 +28,8 @@ BLOCK = 128  # ... of so many rows, all samples together ...
 FEWEST = 64  # ... and no fewer of one sample
 SPLASH_FROM = 4096  # maxdiffusion's flash_min_seq_length
 LANES = 128  # of a TPU: lengths are padded to a multiple
-SPLASH_BLOCKS = {2: 1024, 4: 512}  # by bytes of the dtype; maxdiffusion's
+SPLASH_BLOCKS = {2: 1024, 4: 512}  # by bytes of the dtype; maxdiffusion's, for heads of up to ...
+SPLASH_HEAD = 256  # ... so many channels; the gradient of wider ones would not fit a chip's VMEM
 # Axes of a mesh (`training.sharding`) over which samples, queries and heads may be split.
 PARTS = (("data", "fsdp"), ("space",), ("tensor",))
 
@@ -195,14 +196,11 @@ def splash(q: Queries, k: Keys, v: Keys, causal: bool = False, interpret: bool =
         return jnp.pad(jnp.swapaxes(y, 1, 2), ((0, 0), (0, 0), (0, -y.shape[1] % LANES), (0, 0)))
 
     q, k, v = prepared(q * d**-0.5), prepared(k), prepared(v)
-    shape = (q.shape[2], k.shape[2])
+    shape, most = (q.shape[2], k.shape[2]), SPLASH_BLOCKS[q.dtype.itemsize]
+    if d > SPLASH_HEAD:
+        most = max(most * SPLASH_HEAD // d, LANES)
     rows, columns = (
-        next(
-            s
-            for s in (1024, 512, 256, 128)
-            if length % s == 0 and s <= SPLASH_BLOCKS[q.dtype.itemsize]
-        )
-        for length in shape
+        next(s for s in (1024, 512, 256, 128) if length % s == 0 and s <= most) for length in shape
     )
     sizes = splash_kernel.BlockSizes(
         block_q=rows,
