@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ldm_jax.flops import NOWHERE
+from ldm_jax.flops import NOWHERE, _of_jaxpr
 from ldm_jax.nn import conv, convolve
 from tests.drawn import drawn
 from tests.jaxprs import occurrences
@@ -61,6 +61,83 @@ def test_many_positions_are_left_to_xla():
         jaxpr = jax.make_jaxpr(lambda x, k: convolve.convolve(x, k, (1, 1), same))(x, kernel)
         found = occurrences(jaxpr.jaxpr, ("conv_general_dilated",))
         assert (found == 0) == patches
+
+
+WIDE = convolve.CHANNELS
+# space, kernel, padding; an axis whose results are even in number and whose kernel is of three is among them
+PAIRED = [
+    ((98,), (3,), ((0, 0),)),
+    ((9, 8), (3, 3), ((1, 1), (1, 1))),
+    ((8, 7), (3, 3), ((2, 1), (0, 1))),
+    ((3, 6, 4), (1, 3, 3), ((0, 0), (1, 1), (1, 1))),
+]
+
+
+def products(f, *given):
+    """Multiplications and additions of `f` as this machine does it."""
+    return _of_jaxpr(jax.make_jaxpr(f)(*given).jaxpr)
+
+
+@pytest.mark.parametrize(("space", "size", "padding"), PAIRED)
+def test_pairs_of_results_take_two_thirds_of_the_products(space, size, padding):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, *space, WIDE)).astype(np.float32)
+    kernel = rng.standard_normal((*size, WIDE, WIDE)).astype(np.float32)
+
+    def output(x, kernel):
+        return convolve.convolve(x, kernel, (1,) * len(space), padding)
+
+    exact = without_kernels(lambda given: output(*given), (x, kernel))
+    got = jax.jit(output)(x, kernel)
+    np.testing.assert_allclose(got, exact, atol=2e-6 * float(jnp.abs(exact).max()))
+    whole = 2 * exact.size * WIDE * np.prod(size)
+    assert products(output, x, kernel) == whole * 2 / 3
+    # Fewer channels, and numbers whose sums would be rounded, are left to XLA.
+    assert products(output, x[..., 1:], kernel[..., 1:, :]) == whole * (WIDE - 1) / WIDE
+    assert products(output, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == whole
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_differences_of_a_doubled_array_take_three_products_of_four(small, monkeypatch):
+    monkeypatch.setattr(convolve, "SMALL", 2**20 if small else 0)
+    for doubled in ((True,), (True, True), (False, True)):
+        x = jax.random.normal(KEY, (1, *(11, 7)[: len(doubled)], WIDE))
+        kernel = jax.random.normal(KEY, (*(3,) * len(doubled), WIDE, WIDE))
+
+        def output(x, kernel, doubled=doubled):
+            return convolve.convolve_doubled(x, kernel, doubled)
+
+        wide = conv.nearest(x, [1 + twice for twice in doubled])
+        exact = convolve._plain(wide, kernel, (1,) * len(doubled), ((1, 1),) * len(doubled))
+        got = jax.jit(output)(x, kernel)
+        np.testing.assert_allclose(got, exact, atol=2e-6 * float(jnp.abs(exact).max()))
+        by_axis = {(True,): [1 / 2], (True, True): [1 / 2, 1 / 2 if small else 2 / 3]}
+        share = np.prod(by_axis.get(doubled, [1 / 2]))
+        whole = 2 * exact.size * WIDE * 3 ** len(doubled)
+        assert products(output, x, kernel) == pytest.approx(whole * share)
+
+
+def test_a_derivative_is_that_of_the_whole_convolution():
+    x = jax.random.normal(KEY, (1, 9, 8, WIDE))
+    kernel = jax.random.normal(KEY, (3, 3, WIDE, WIDE))
+
+    def outputs(given):
+        same = ((1, 1), (1, 1))
+        return convolve.convolve(*given, (1, 1), same), convolve.convolve_doubled(
+            *given, (True, True)
+        )
+
+    def loss(given):
+        return sum((y**2).mean() for y in outputs(given))
+
+    got, expected = (
+        jax.jit(jax.grad(loss))((x, kernel)),
+        without_kernels(jax.grad(loss), (x, kernel)),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+    jaxpr = jax.make_jaxpr(jax.grad(loss))((x, kernel)).jaxpr
+    # Outputs, and two gradients each, of one convolution and of the four parities of the other.
+    assert occurrences(jaxpr, ("conv_general_dilated", "dot_general")) == 3 * (1 + 4)
 
 
 def test_a_doubled_array_is_convolved_as_if_it_were_written_out():

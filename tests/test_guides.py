@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.pretrained import from_pretrained
+from ldm_jax.pretrained.inputs import Hint
 from ldm_jax.towards import Towards
 from ldm_jax.training import sharding
 from tests import pretrained_folder as reduced
@@ -62,6 +63,22 @@ def test_perturbed_attention(pipe):
     plain = draw(pipe)
     same(draw(pipe.guiding("pag", strength=0.0)), plain)
     differ(draw(pipe.guiding("pag")), plain)
+
+
+@pytest.mark.parametrize("name", ["pag", "sag"])
+def test_attention_beside_a_controlnet(name, pipe, tmp_path):
+    folder = reduced.write(tmp_path / "sd", **SMALL)
+    level = {key: SMALL[key] for key in ("block_out_channels", "down_block_types")}
+    reduced.component(tmp_path / "net", "ControlNetModel", reduced.CONTROL | level, 7)
+    steered = from_pretrained(folder, controlnets=[tmp_path / "net"], mesh=pipe.mesh)
+    hint = Hint(pictures() / 2 + 0.5)
+    plain = draw(steered, hints=[hint])
+    same(draw(steered.guiding(name, strength=0.0), hints=[hint]), plain)
+    guided = draw(steered.guiding(name), hints=[hint])
+    differ(guided, plain)
+    silent = hint._replace(scale=0.0)
+    differ(guided, draw(steered.guiding(name), hints=[silent]))
+    same(draw(steered.guiding(name), hints=[silent]), draw(pipe.guiding(name)))
 
 
 def test_autoguidance(pipe):

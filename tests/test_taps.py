@@ -89,6 +89,21 @@ def test_a_network_is_seen_and_changed_block_by_block():
 BLOCKS = (("mid",), ("down_.", "up_0/attn_1"))
 
 
+def test_a_network_apart_is_neither_seen_nor_changed():
+    variables = drawn(UNET, X, T, COND)
+
+    def network(*args):
+        return UNET.apply(variables, *args)
+
+    beside = taps.apart(network)
+    both = taps.with_identity(lambda *args: network(*args) + 2 * beside(*args), ("mid",))
+    plain, changed = network(X, T, COND), taps.with_identity(network, ("mid",))(X, T, COND)
+    assert np.abs(changed - plain).max() > 1e-3
+    np.testing.assert_allclose(both(X, T, COND), changed + 2 * plain, atol=1e-4)
+    with pytest.raises(ValueError, match="no self-attention"):
+        taps.with_maps(beside, False)(X, T, COND)
+
+
 def test_blocks_that_are_not_there():
     network = lambda *args: UNET.init_with_output(KEY, *args)[0]  # noqa: E731
     with pytest.raises(ValueError, match=r"no self-attention lies in the block 'middle' .* 'mid/"):

@@ -98,11 +98,7 @@ class Conv(nn.Module):
             if platform() == "cpu" and plain and max(repeat) == 2:
                 return convolve_doubled(x, kernel, [r == 2 for r in repeat]) + bias
             x = nearest(x, repeat)
-        kernel = kernel.astype(self.dtype)
-        if max(size) == max(stride) == 1 and self.padding is None:
-            # A matrix product is faster than a convolution with a 1x1 kernel on the CPU.
-            return x @ kernel.reshape(kernel.shape[-2:]) + bias
-        return convolve(x, kernel, stride, padding) + bias
+        return convolve(x, kernel.astype(self.dtype), stride, padding) + bias
 
 
 def average_pool(x: Float[Array, "b *space c"], stride: PerAxis) -> Float[Array, "b *out c"]:

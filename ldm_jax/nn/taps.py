@@ -6,6 +6,7 @@ network: "down_1/attn_0/block_0/self_attn", "mid/attn/block_0/cross_attn" (trans
 "block_7/attn" (of a DiT).
 """
 
+import contextvars
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,21 @@ Maps = dict[str, Array]  # {path: [b h *space m]}, of layers of any size
 # What attends between the positions of an array [b *space c], and so knows where they lie.
 BLOCKS = (attention.SpatialTransformer, attention.AttentionBlock, modulated.Block)
 
+_APART = contextvars.ContextVar("apart", default=False)
+
+
+def apart(network: Callable[..., Any]) -> Callable[..., Any]:
+    """A network that stays as it is while another one, which it helps, is looked into or changed: a ControlNet."""
+
+    def left_alone(*args, **kwargs):
+        token = _APART.set(True)
+        try:
+            return network(*args, **kwargs)
+        finally:
+            _APART.reset(token)
+
+    return left_alone
+
 
 def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
     """The network with `hook` in place of what every attention does with its queries, keys and values.
@@ -36,6 +52,8 @@ def attended(network: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
 
         def intercept(call, given, named, context):
             module, method = context.module, context.method_name
+            if _APART.get():
+                return call(*given, **named)
             if isinstance(module, attention.Attention) and method == "mix":
                 space = spaces[-1] if spaces else given[0].shape[1:2]
                 return hook("/".join(module.path), reads[-1], space, call, *given, **named)

@@ -72,8 +72,6 @@ def guiding(
     usual = guided.KINDS[name].get("blocks")
     if usual is None and blocks is not None:
         raise ValueError(f"the guidance {name!r} has no blocks; they are of pag and sag")
-    if usual is not None and pipe.controlnets:
-        raise ValueError(f"{name} changes the attention of one network, and ControlNets are others")
     chosen = tuple(usual or () if blocks is None else blocks)
     taps.check_blocks(pipe.params["network"], chosen)
     if (name == "auto") != (weak is not None):

@@ -24,7 +24,7 @@ from ldm_jax.diffusion import (
 from ldm_jax.diffusion.samplers import Solver
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.models import clip
-from ldm_jax.nn import prompt_to_prompt, seamless
+from ldm_jax.nn import prompt_to_prompt, seamless, taps
 from ldm_jax.types import Cond, Denoiser, Params
 
 
@@ -112,7 +112,8 @@ def _changed(
     """The model whose network has its attention exchanged, and is steered by ControlNets."""
 
     def steer(net, params):
-        return lambda x, t, cond, hint: net.apply({"params": params}, x, t, cond, hint)
+        # Its attention is its own, also while that of the network is perturbed, as in diffusers' pipelines.
+        return taps.apart(lambda *args: net.apply({"params": params}, *args))
 
     def around(network):
         network = model.around(network) if model.around else network

@@ -8,6 +8,8 @@ import pytest
 import ldm_jax
 from ldm_jax import towards
 from ldm_jax.models import clip
+from ldm_jax.pretrained.inputs import Hint
+from tests.parity import weights
 from tests.parity.pipelines import CHECKER, PROMPTS, close, first, parts, random
 
 torch = pytest.importorskip("torch")
@@ -25,6 +27,29 @@ def test_perturbed_attention(tmp_path):
     given = dict(num_inference_steps=10, latents=first(z), height=16, width=16, output_type="np")
     expected = theirs(PROMPTS, guidance_scale=7.5, pag_scale=3.0, **given).images
     ours = dict(steps=10, guidance=7.5, latents=z)
+    plain = pipe.text_to_image(PROMPTS, **ours) / 2 + 0.5
+    assert np.abs(np.clip(plain, 0, 1) - expected).max() > 0.01
+    close(pipe.guiding("pag", strength=3.0).text_to_image(PROMPTS, **ours), expected)
+
+
+def test_perturbed_attention_beside_a_controlnet(tmp_path):
+    of = parts(tmp_path)
+    fresh = diffusers.ControlNetModel.from_unet(
+        of["unet"], conditioning_embedding_out_channels=(4, 8)
+    )
+    net = weights.randomised(fresh)
+    theirs = diffusers.StableDiffusionControlNetPAGPipeline(
+        **of, **CHECKER, controlnet=net, pag_applied_layers="mid"
+    )
+    theirs.set_progress_bar_config(disable=True)
+    diffusers.StableDiffusionPipeline(**of, **CHECKER).save_pretrained(tmp_path / "theirs")
+    net.save_pretrained(tmp_path / "net")
+    pipe = ldm_jax.from_pretrained(tmp_path / "theirs", controlnets=[tmp_path / "net"])
+    z = random(2, 8, 8, 4)
+    hint = np.random.default_rng(3).uniform(0, 1, (2, 16, 16, 3)).astype(np.float32)
+    given = dict(num_inference_steps=5, latents=first(z), height=16, width=16, output_type="np")
+    expected = theirs(PROMPTS, first(hint), guidance_scale=7.5, pag_scale=3.0, **given).images
+    ours = dict(steps=5, guidance=7.5, latents=z, hints=[Hint(hint)])
     plain = pipe.text_to_image(PROMPTS, **ours) / 2 + 0.5
     assert np.abs(np.clip(plain, 0, 1) - expected).max() > 0.01
     close(pipe.guiding("pag", strength=3.0).text_to_image(PROMPTS, **ours), expected)
