@@ -27,6 +27,9 @@ class Program(NamedTuple):
     donated: tuple[int, ...] = ()
     batch: int = 1  # rows on all devices
     options: Mapping[str, Any] | None = None  # what the compiler is told beside
+    lower: Callable[[], Any] | None = (
+        None  # to what is compiled, if not `call` on `inputs` one by one
+    )
 
 
 class DoesNotFit(RuntimeError):
@@ -62,21 +65,25 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Spent]:
       DoesNotFit: it needs more memory than the chips have.
     """
     began = time.perf_counter(), time.process_time()
+    lowered = program.lower() if program.lower else _lowered(program, mesh)
+    try:
+        made = lowered.compile(compiler_options=dict(program.options or {}))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if "Used " in line]
+        message = (lines or str(error).splitlines())[0]
+        raise DoesNotFit(message, _needed(message)) from error
+    return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+
+
+def _lowered(program: Program, mesh: Mesh) -> Any:
     # Not `jax.set_mesh`: numbers that are computed while tracing would be asked of devices that are not there.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jitted = jax.jit(
             program.call, donate_argnums=program.donated, out_shardings=program.layouts
         )
-        lowered = jitted.lower(*program.inputs.values())
-        try:
-            made = lowered.compile(compiler_options=dict(program.options or {}))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            lines = [line.strip() for line in str(error).splitlines() if "Used " in line]
-            message = (lines or str(error).splitlines())[0]
-            raise DoesNotFit(message, _needed(message)) from error
-    return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+        return jitted.lower(*program.inputs.values())
 
 
 def _needed(message: str) -> float:
