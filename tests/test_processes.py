@@ -179,7 +179,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     run, endless = tmp_path / "run", ("steps", "log.save", "log.evaluate")
     argv = tiny.arguments("pixels", run, *(f"--config.{k}=100000" for k in endless))
     both = two(lambda i: argv)
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while time.monotonic() < until and not ((run / "metrics.jsonl").is_file() and losses(run)):
         time.sleep(0.2)
     both[1].send_signal(signal.SIGTERM)

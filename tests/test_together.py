@@ -140,8 +140,15 @@ for name, only, told in (("both", (0, 1), 1), ("one", (1,), 0)):
 given = dict(steps=8, every=3, save_every=100)
 results["unhurt"] = ended("unhurt", start("unhurt", **given))
 
+# A signal to one, while both take steps.
+children = start("step", steps=100_000, every=100_000, save_every=100_000)
+until(lambda: lines("step") >= 3)
+began = time.monotonic()
+os.kill(children[1], signal.SIGTERM)
+results["step"] = ended("step", children, began)
+
 # A second signal to both, in the midst of a step.
-children, _ = signalled("twice", "step", [0, 1], stepping=("step", (0, 1)))
+children, _ = signalled("twice", "slow", [0, 1], stepping=("slow", (0, 1)))
 time.sleep(3)  # the step is to be finished
 assert [os.waitpid(child, os.WNOHANG) for child in children] == [(0, 0)] * 2
 began = time.monotonic()
@@ -196,6 +203,16 @@ def test_two_that_are_killed_go_on_to_the_same_bits(told):
     assert len(a) > 6
     for name, value in a.items():
         assert value.tobytes() == b[name].tobytes(), name
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(told):
+    folder, results = told
+    status, seconds, words = results["step"]
+    assert status == [0, 0], words
+    assert seconds < 20
+    (step,) = saved(folder / "step")
+    assert f"SIGTERM: step {step} is saved" in words[0]
+    assert losses(folder / "step")[-1]["step"] == step
 
 
 @pytest.mark.parametrize("name", ["both", "one"])

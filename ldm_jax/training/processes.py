@@ -5,6 +5,7 @@ is computed on the mesh is computed by all of them together, so all must take th
 written is written by the first alone. The work directory is one that all of them see.
 """
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -166,16 +167,23 @@ def stop_here(step: int) -> bool:
 def handlers(note: Callable[[int, Any], None]) -> dict[int, Callable[[int, Any], None]]:
     """What to do on a signal: `note` it; with several processes tell all of them (`stop_here`, `noticed`)."""
     if several():
-        return dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda number, frame: tell())
+        return dict.fromkeys((signal.SIGTERM, signal.SIGINT), _heard)
     return dict.fromkeys((signal.SIGTERM, signal.SIGINT), note)
+
+
+def _heard(number: int, frame: Any) -> None:
+    # A thread has told the others already, unless the signal came between two watches; and they may be parting.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        tell()
 
 
 def tell() -> None:
     """Tells all of several processes that this one got a signal, as jax's own handler of SIGTERM does.
 
-    It takes the place of that one, which does not hear a second signal.
+    It takes the place of that one, which does not hear a second signal. Nothing happens where they have parted.
     """
-    _set(NOTICE, datetime.datetime.now(datetime.UTC).isoformat())
+    if _service() is not None:
+        _set(NOTICE, datetime.datetime.now(datetime.UTC).isoformat())
 
 
 def noticed(seconds: float) -> bool:
