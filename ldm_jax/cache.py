@@ -105,6 +105,7 @@ def read(job: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
         for row in rows:
             bad.add(np.array([row.pop("_bad")]))
             yield row
+    bad.tell()
 
 
 def encoded(job: Any, rows: Iterator[dict[str, Any]], bar: Any) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 from ldm_jax import build
 from ldm_jax.build import plan, variants
 from ldm_jax.foresee import chips, collectives, study
-from ldm_jax.training import sharding
+from ldm_jax.training import compiled, loop, sharding
 from tests import model_folders, tiny
 from tests.test_cli import sentence
 from tests.test_configs import config_of
@@ -145,6 +145,33 @@ def test_a_plan_has_the_shapes_of_the_run(kind, tmp_path):
             assert described(out[0].params) == described(of.trained)
         else:
             assert out.shape == (16, *of.fields["x"].shape)
+
+
+class Seen(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pixels", "label"])
+def test_what_is_compiled_ahead_is_what_a_run_compiles(kind, tmp_path, monkeypatch):
+    """To the letter, by which JAX's cache of compiled programs knows it; nothing is compiled here."""
+    lowered = compiled.lowered
+
+    def noted(*given):
+        raise Seen(lowered(*given)[0].as_text())
+
+    monkeypatch.setattr(compiled, "lowered", noted)
+    config = tiny.config_of(kind)
+    first_stage = tiny.autoencoder() if kind == "label" else None
+    run = build.run(config, tmp_path)
+    program = plan.program(config, plan.plan(config, first_stage), run.mesh, "train", run.batch)
+    with pytest.raises(Seen) as ahead:
+        study.compile_program(program, run.mesh)
+    with pytest.raises(Seen) as at_last:
+        loop.train(run, tmp_path)
+    (ahead,), (at_last,) = ahead.value.args, at_last.value.args
+    assert "jit_train_step" in ahead
+    assert ahead == at_last
 
 
 def test_what_cannot_be_planned_is_named(tmp_path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from tensorboardX.proto import event_pb2
 
 from ldm_jax import build
 from ldm_jax.build import parts
@@ -85,6 +86,21 @@ def test_what_is_run_twice_is_lost_once(tmp_path):
     assert goodput.Clock(tmp_path, 15, time.at, time).seconds["lost"] == pytest.approx(10)
 
 
+def curves(folder):
+    """{name: {step: value}} of the numbers in TensorBoard's files: records of protocol buffers."""
+    found = {}
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")  # a checksum follows, and one at the end
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
 def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "AFTER", 0.0)
     run = linear_run(batch=8, operations=lambda: 6_000_000)
@@ -101,6 +117,11 @@ def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
         assert line["images_per_second"] == pytest.approx(8 * line["steps_per_second"])
         assert line["tflops"] == pytest.approx(6e-6 * line["steps_per_second"])
         assert "mfu" not in line  # of a CPU no peak is known
+    # TensorBoard has the same numbers, by cause.
+    told = curves(tmp_path / "tensorboard")
+    for name in ("loss", "goodput", *(f"goodput/{cause}" for cause in goodput.CAUSES[1:])):
+        assert told[name] == pytest.approx({line["step"]: line[name] for line in lines}, rel=1e-6)
+    assert {"images_per_second", "tflops", "memory_gb", "waiting_for_data"} < told.keys()
     kept = json.loads((tmp_path / "goodput.json").read_text())
     assert kept["starts"] == 2
     assert set(kept["seconds"]) == set(goodput.CAUSES)

@@ -12,8 +12,10 @@ from flax import linen as nn
 
 from ldm_jax import tree
 from ldm_jax.nn import attention, conv, once
-from ldm_jax.training import optimizer, sharding, step
+from ldm_jax.training import loop, optimizer, sharding, step
 from tests.jaxprs import occurrences
+from tests.test_loop import linear_run, restored
+from tests.tiny import assert_equal, losses
 
 TENSOR = (
     (".*_attn/[qkv]/kernel", (None, "tensor")),
@@ -135,6 +137,44 @@ def test_a_layout_learns_what_one_device_does(name, monkeypatch):
         assert params == ema
         assert len(params["tensor"]) == 11  # twice q, k, v and out; in, its bias, and out
         assert len(moments["tensor"]) == 22
+
+
+def layered(params, frozen, batch, rng, at):
+    """Two layers, with noise by the step's key."""
+    x = batch["x"] + jax.random.normal(rng, batch["x"].shape)
+    h = jnp.tanh(x @ params["net"]["first"])
+    return jnp.mean(jnp.square(h @ params["net"]["second"] - batch["x"])), {}
+
+
+def test_a_run_goes_on_on_fewer_devices_with_the_same_data_and_losses(tmp_path, monkeypatch):
+    """On 8, 4 and 1 devices, in three layouts; arrays are those that were saved, to the bit."""
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+
+    def init(key):
+        first, second = (jax.random.normal(k, (3, 64)) / 8 for k in jax.random.split(key))
+        return {"net": {"first": first, "second": second.T}}
+
+    def on(count, rules, **axes):
+        mesh = sharding.make_mesh(devices=jax.devices()[:count], **axes)
+        frozen = jax.device_put(jnp.float32(3.0), sharding.replicated(mesh))
+        tx = optimizer.adamw(steps=9, lr=5e-2, eps=1e-2)
+        changed = dict(mesh=mesh, rules=((".*", rules),), frozen=frozen, init=init, loss=layered)
+        unevaluated = dict(eval_every=100, evaluate=lambda *_: loop.Evaluation({}, {}))
+        return linear_run(optimizer=tx, save_every=3, **unevaluated, **changed)
+
+    runs = [on(8, "fsdp", data=2, fsdp=4), on(4, "zero1", data=1, fsdp=4), on(1, "replicate")]
+    for steps, run, after in zip((3, 6, 9), runs, (*runs[1:], runs[0]), strict=True):
+        assert loop.train(run._replace(steps=steps), tmp_path / "parts") == steps
+        here, there = (restored(of, tmp_path / "parts") for of in (run, after))
+        assert_equal(there, here)
+        assert split(there.opt_state).keys() == ({"fsdp"} if after.mesh.size > 1 else set())
+    loop.train(runs[0]._replace(steps=9), tmp_path / "whole")
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert [line["step"] for line in parts] == list(range(1, 10))
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-6)
+    first, moved = init(jax.random.key(0))["net"]["first"], there.params["net"]["first"]
+    assert np.abs(moved - first).max() > 0.01  # it learnt, so that there is something to lose
 
 
 def test_data_goes_over_space_along_its_longest_axis():

@@ -1,8 +1,14 @@
+import contextlib
 import dataclasses
 import functools
 import io
 import itertools
+import os
 import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,14 +193,16 @@ def test_a_broken_record_is_replaced_counted_and_named_once(monkeypatch):
     batches = make(Noise(broken=(5, 6)), batch=10, max_bad_rate=0.5)
     bad = records.BadRecords(batches.source, 0.5)
     seen = []
-    for out in itertools.islice(batches.iterate(0, bad), 8):
-        assert "_bad" not in out
-        seen += out["label"].tolist()
+    with contextlib.closing(batches.iterate(0, bad)) as stream:
+        for out in itertools.islice(stream, 8):
+            assert "_bad" not in out
+            seen += out["label"].tolist()
     assert seen.count(7) == 12  # 4 epochs, for itself and for 5 and 6
     assert seen.count(5) == seen.count(6) == 0
     assert (bad.seen, bad.bad) == (80, 8)
-    assert len(said) == 2
-    assert "picture number 5: cannot be decoded: UnidentifiedImageError" in "".join(said)
+    assert len(said) == 3
+    assert "picture number 5: cannot be decoded: UnidentifiedImageError" in "".join(said[:2])
+    assert said[2] == "8 of 80 records of noise were replaced by others"
 
 
 def test_too_many_broken_records_stop_the_run():
@@ -216,6 +224,30 @@ def test_nothing_readable_stops_at_once(workers):
     batches = make(Noise(broken=tuple(range(20))), workers=workers)
     with pytest.raises(ValueError, match=r"20 records of noise in a row cannot be read"):
         next(batches.iterate())
+
+
+READS = """
+import multiprocessing
+from tests.test_pipeline import make
+stream = make(workers=1).iterate()
+next(stream)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed():
+    end = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    own = os.environ | {"PYTHONPATH": os.getcwd()}
+    with subprocess.Popen([sys.executable, "-c", READS], env=own, **end) as reading:
+        worker = Path("/proc", reading.stdout.readline().strip())
+        assert worker.is_dir()
+        reading.kill()
+    until = time.monotonic() + 30
+    while worker.is_dir() and "(zombie)" not in (worker / "status").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_batches_can_be_pickled(tmp_path):

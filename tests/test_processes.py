@@ -63,6 +63,43 @@ def test_a_checksum_notices_every_bit_and_no_layout():
 
 # --- real processes
 
+MEETS = """
+import jax
+from ldm_jax.training import processes
+processes.meet(distributed=True)
+print(jax.process_index(), jax.process_count(), jax.config.values["jax_cuda_visible_devices"])
+"""
+
+
+def of_slurm(i, beside, local):
+    about = dict(JOB_ID=4321, STEP_NODELIST="localhost", NTASKS=2, PROCID=i, LOCALID=local)
+    return {f"SLURM_{k}": str(v) for k, v in about.items()} | {"SLURM_STEP_TASKS_PER_NODE": beside}
+
+
+def of_open_mpi(i, beside, local):
+    about = dict(SIZE=2, RANK=i, LOCAL_RANK=local, LOCAL_SIZE=beside)
+    at = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
+    return at | {f"OMPI_COMM_WORLD_{k}": str(v) for k, v in about.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "beside", "locally", "visible"),
+    [
+        (of_slurm, "1(x2)", (0, 0), ("all", "all")),  # one on each host has all GPUs of it
+        (of_slurm, "2", (0, 1), ("0", "1")),
+        (of_open_mpi, "2", (0, 1), ("0", "1")),
+    ],
+)
+def test_the_environment_tells_who_is_who(environment, beside, locally, visible):
+    kept, argv = dict(stdout=subprocess.PIPE, text=True), [sys.executable, "-c", MEETS]
+    both = [
+        subprocess.Popen(argv, env=tiny.environment() | environment(i, beside, locally[i]), **kept)
+        for i in range(2)
+    ]
+    told = [one.communicate(timeout=300)[0] for one in both]
+    assert told == [f"{i} 2 {visible[i]}\n" for i in range(2)]
+
 
 def two(argv_of, before="", devices=4):
     """Starts `train.py` twice, as the processes 0 and 1 of one run; `before` is code for both."""
@@ -142,7 +179,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     run, endless = tmp_path / "run", ("steps", "log.save", "log.evaluate")
     argv = tiny.arguments("pixels", run, *(f"--config.{k}=100000" for k in endless))
     both = two(lambda i: argv)
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while time.monotonic() < until and not ((run / "metrics.jsonl").is_file() and losses(run)):
         time.sleep(0.2)
     both[1].send_signal(signal.SIGTERM)

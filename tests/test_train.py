@@ -42,7 +42,7 @@ def uninterrupted(kind):
     return workdir, saved_state(workdir, config)
 
 
-def ending(kind, workdir, name, after):
+def ending(kind, workdir, name, after, *more):
     """A real `train.py` that gets a signal after some of its steps."""
     code = f"""
         import os, signal, sys
@@ -58,16 +58,18 @@ def ending(kind, workdir, name, after):
         import train
         cli.run(train.main, train.FLAGS)
     """
-    argv = tiny.arguments(kind, workdir, f"--config.steps={STEPS}")
+    argv = tiny.arguments(kind, workdir, f"--config.steps={STEPS}", *more)
     return tiny.spawn("-c", textwrap.dedent(code), *argv)
 
 
-def test_a_killed_autoencoder_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_autoencoder_goes_on_to_the_same_bits(workers, tmp_path):
+    """With data workers too: to those of a run that was left alone and read in threads."""
     reference, state = uninterrupted("autoencoder")
-    run = tmp_path / "run"
-    assert ending("autoencoder", run, "SIGKILL", after=5).returncode == -signal.SIGKILL
+    run, more = tmp_path / "run", f"--config.data.workers={workers}"
+    assert ending("autoencoder", run, "SIGKILL", 5, more).returncode == -signal.SIGKILL
     assert [line["step"] for line in losses(run)][:4] == [1, 2, 3, 4]
-    argv = tiny.arguments("autoencoder", run, f"--config.steps={STEPS}")
+    argv = tiny.arguments("autoencoder", run, f"--config.steps={STEPS}", more)
     done = tiny.spawn(tiny.ROOT / "train.py", *argv)
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stderr
@@ -78,10 +80,10 @@ def test_a_killed_autoencoder_goes_on_to_the_same_bits(tmp_path):
 def test_a_text_model_is_saved_on_sigterm_and_ctrl_c_and_goes_on(tmp_path):
     reference, state = uninterrupted("text")
     run = tmp_path / "run"
-    done = ending("text", run, "SIGTERM", after=3)
+    done = ending("text", run, "SIGTERM", 3)
     assert done.returncode == 0, done.stderr
     assert "SIGTERM: step 3 is saved; the same command goes on from there" in done.stderr
-    done = ending("text", run, "SIGINT", after=2)
+    done = ending("text", run, "SIGINT", 2)
     assert done.returncode == 0, done.stderr
     assert "resumed at step 3" in done.stderr
     assert "SIGINT: step 5 is saved" in done.stderr

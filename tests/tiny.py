@@ -64,6 +64,7 @@ def common():
         size=16,
         crop="center",
         flip=False,
+        workers=0,
     )
     c.optimizer = dict(name="adamw", lr=1e-3, ema=0.9)
     c.mesh = dict(data=-1, fsdp=1, tensor=1)

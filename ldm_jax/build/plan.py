@@ -20,7 +20,7 @@ from ldm_jax.foresee.study import Program
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pretrained import start
 from ldm_jax.tasks import make_sampler
-from ldm_jax.training import diffusion_loss, joined, sharding, step
+from ldm_jax.training import compiled, diffusion_loss, joined, sharding, step
 from ldm_jax.types import Loss, Params
 
 WHAT = ("train", "sample")
@@ -158,6 +158,12 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
             given = state.replace(params=params, ema=average, opt_state=moments)
             return taken(given.replace(**counters), frozen, batch, key)
 
+        key = _laid(key, everywhere)
+
+        def lower():  # as train.py does
+            whole = (layouts, everywhere), (state, frozen, batch, key)
+            return compiled.lowered(sharding.on(mesh, taken), *whole)[0]
+
         inputs = {
             "parameters": state.params,
             "average": state.ema,
@@ -165,10 +171,10 @@ def program(config: ConfigDict, of: Plan, mesh: Mesh, what: str, rows: int) -> P
             "counters": {"step": state.step, "skipped": state.skipped},
             "frozen": frozen,
             "batch": batch,
-            "key": _laid(key, everywhere),
+            "key": key,
         }
         options = joined.options(list(mesh.devices.flat), of.trained)
-        return Program(call, inputs, (layouts, everywhere), (0, 1, 2, 3), rows, options)
+        return Program(call, inputs, (layouts, everywhere), (0, 1, 2, 3), rows, options, lower)
     how = sampler.sampling(config, of.model)
     shape = of.model.codec.shape(of.fields["x"].shape)
     draw = make_sampler(of.model, shape, how)

@@ -31,7 +31,7 @@ GUARDS = dict(rollbacks=0, spike=0.0, hang=0.0, patience=0)  # 0: off
 JUDGED = "evaluation/"  # how the figures of the section `evaluation` are called in the log
 NUMBERS = dict(seed=int, steps=int)
 # Between two starts of one run; what lies at `init.path` and beside is known by its hash.
-ELSEWHERE = ("init.path", "init.config", "init.tokenizers", "data.cached")
+ELSEWHERE = ("init.path", "init.config", "init.tokenizers", "data.cached", "data.workers")
 MAY_CHANGE = ("steps", "log", "guards", "evaluation", "mesh", "sharding", *ELSEWHERE)
 
 

@@ -12,7 +12,10 @@ since it may come from a worker process.
 
 import contextlib
 import functools
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,9 +120,12 @@ def iterate(
     bad = BadRecords(of.source, of.max_bad_rate) if bad is None else bad
     steps = grain.MapDataset.source(of)[start_step:]
     with contextlib.closing(ahead(steps, of.workers, of.prefetch, of.prefetch)) as batches_:
-        for out in batches_:
-            bad.add(out.pop("_bad"))
-            yield out
+        try:
+            for out in batches_:
+                bad.add(out.pop("_bad"))
+                yield out
+        finally:
+            bad.tell()
 
 
 def seed_of(seed: int | Sequence[int]) -> int:
@@ -135,12 +141,23 @@ def ahead(of: grain.MapDataset, workers: int, prefetch: int, threads: int) -> It
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its own: outside of absl, the defaults
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-        elements = elements.mp_prefetch(options)
+        elements = elements.mp_prefetch(options, worker_init_fn=_end_with_parent)
     elements = iter(elements)
     try:
         yield from elements
     finally:
         elements.close()
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """In a worker process: it ends when the one that it reads for does, killed or not; grain's own goes on for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def batches(

@@ -96,6 +96,14 @@ class BadRecords:
                 "repair or remove them, or raise the rate"
             )
 
+    def tell(self) -> None:
+        """How many there were, in the end; nothing where there were none."""
+        if self.bad:
+            of = self.source.name
+            logging.warning(
+                "%d of %d records of %s were replaced by others", self.bad, self.seen, of
+            )
+
     def _reason(self, index: int) -> str:
         try:
             transforms.decode(self.source[index]["image"])

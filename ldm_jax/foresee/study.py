@@ -28,6 +28,9 @@ class Program(NamedTuple):
     donated: tuple[int, ...] = ()
     batch: int = 1  # rows on all devices
     options: Mapping[str, Any] | None = None  # what the compiler is told beside
+    lower: Callable[[], Any] | None = (
+        None  # to what is compiled, if not `call` on `inputs` one by one
+    )
 
 
 class DoesNotFit(RuntimeError):
@@ -68,28 +71,32 @@ def compile_program(
       DoesNotFit: it needs more memory than the chips have.
     """
     began = time.perf_counter(), time.process_time()
+    lowered = program.lower() if program.lower else _lowered(program, mesh)
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    compiling = pool.submit(lowered.compile, compiler_options=dict(program.options or {}))
+    pool.shutdown(wait=False)
+    try:
+        made = None
+        while made is None:
+            concurrent.futures.wait([compiling], timeout=1)
+            made = compiling.result() if compiling.done() else until()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines()]
+        told = [line for line in lines if "Used " in line or "exceeded scoped" in line]
+        message = " ".join(told) or lines[0]
+        raise DoesNotFit(message, _needed(message)) from error
+    return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+
+
+def _lowered(program: Program, mesh: Mesh) -> Any:
     # Not `jax.set_mesh`: numbers that are computed while tracing would be asked of devices that are not there.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jitted = jax.jit(
             program.call, donate_argnums=program.donated, out_shardings=program.layouts
         )
-        lowered = jitted.lower(*program.inputs.values())
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        compiling = pool.submit(lowered.compile, compiler_options=dict(program.options or {}))
-        pool.shutdown(wait=False)
-        try:
-            made = None
-            while made is None:
-                concurrent.futures.wait([compiling], timeout=1)
-                made = compiling.result() if compiling.done() else until()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            lines = [line.strip() for line in str(error).splitlines()]
-            told = [line for line in lines if "Used " in line or "exceeded scoped" in line]
-            message = " ".join(told) or lines[0]
-            raise DoesNotFit(message, _needed(message)) from error
-    return made, Spent(time.perf_counter() - began[0], time.process_time() - began[1])
+        return jitted.lower(*program.inputs.values())
 
 
 def _needed(message: str) -> float:

@@ -95,43 +95,60 @@ def finish(
 
     `step` donates its state; `out` are the layouts of what it returns, and `options` what the compiler is told beside.
     """
-    if kept is None:
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return jitted.lower(*inputs).compile(compiler_options=dict(options or {}))
-    leaves = [jax.tree.leaves(i) for i in inputs]
-    trees = [jax.tree.structure(i) for i in inputs]
-    loaded = None
-    if kept.loading is not None:
-        try:
-            loaded, described, names = kept.loading.result()
-        except (ValueError, OSError, pickle.UnpicklingError, jax.errors.JaxRuntimeError) as error:
-            logging.warning(
-                "%s could not be loaded and is made anew: %s", kept.path, str(error).split("\n")[0]
-            )
-        else:
-            if described != _described(inputs):
-                raise RuntimeError(
-                    f"{kept.path} was compiled for other inputs, although its digest is the same; remove this file"
-                )
-    if loaded is None:
-        names = sorted(jax.eval_shape(step, *inputs)[1])
-
-        def flat(*given):  # the structure of lists is known before a state is
-            state, metrics = step(*(t.unflatten(g) for t, g in zip(trees, given, strict=True)))
-            return jax.tree.leaves(state), [metrics[name] for name in names]
-
-        layouts = (jax.tree.leaves(out[0]), [out[1]] * len(names))
-        with _anew():
-            lowered = jax.jit(flat, donate_argnums=0, out_shardings=layouts).lower(*leaves)
-            loaded = lowered.compile(compiler_options=dict(options or {}))
-        sizes = [len(given) for given in leaves]
-        _write(kept.path, loaded, (sizes, _described(inputs), names))
+    found = None if kept is None else _loaded(kept, inputs)
+    if found is not None:
+        loaded, names = found
+    else:
+        on_cpu = kept is not None and kept.devices[0].platform == "cpu"
+        with _anew() if on_cpu else contextlib.nullcontext():
+            program, names = lowered(step, out, inputs)
+            loaded = program.compile(compiler_options=dict(options or {}))
+        if kept is not None:
+            sizes = [len(jax.tree.leaves(given)) for given in inputs]
+            _write(kept.path, loaded, (sizes, _described(inputs), names))
+    whole = jax.tree.structure(inputs[0])
 
     def call(*inputs):
         state, metrics = loaded(*map(jax.tree.leaves, inputs))
-        return trees[0].unflatten(state), dict(zip(names, metrics, strict=True))
+        return whole.unflatten(state), dict(zip(names, metrics, strict=True))
 
     return call
+
+
+def lowered(step: Call, out: Any, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """The program of a step, as `train.py` and `ldm_jax.compile` have it compiled, and the names of its metrics.
+
+    `inputs` are arrays or shapes with layouts. The program takes and gives lists of leaves, which can be told without a
+    state at hand; JAX's cache of compiled programs knows it by its text.
+    """
+    leaves = [jax.tree.leaves(i) for i in inputs]
+    trees = [jax.tree.structure(i) for i in inputs]
+    names = []
+
+    def train_step(*given):
+        state, metrics = step(*(t.unflatten(g) for t, g in zip(trees, given, strict=True)))
+        names[:] = sorted(metrics)
+        return jax.tree.leaves(state), [metrics[name] for name in names]
+
+    layouts = (jax.tree.leaves(out[0]), out[1])
+    return jax.jit(train_step, donate_argnums=0, out_shardings=layouts).lower(*leaves), names
+
+
+def _loaded(kept: Kept, inputs: tuple[Any, ...]) -> tuple[Any, list[str]] | None:
+    """The executable that was kept and the names of its metrics; None if there is none that can be read."""
+    if kept.loading is None:
+        return None
+    try:
+        loaded, described, names = kept.loading.result()
+    except (ValueError, OSError, pickle.UnpicklingError, jax.errors.JaxRuntimeError) as error:
+        first = str(error).split("\n")[0]
+        logging.warning("%s could not be loaded and is made anew: %s", kept.path, first)
+        return None
+    if described != _described(inputs):
+        raise RuntimeError(
+            f"{kept.path} was compiled for other inputs, although its digest is the same; remove this file"
+        )
+    return loaded, names
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ returns from XLA. So a thread is told as well, at once, through the pipe into wh
 (`signal.set_wakeup_fd`). Where the main thread is at work that changes nothing (`leaving`), that thread sees to what is
 left to do and ends the process in the midst of it.
 
-With several processes jax hears SIGTERM and tells all of them; what they save they save together, so each goes on until
-the step that they agreed on. Before the first step there is nothing to save: then a thread of each hears of it, and
-they leave together in the midst of it, unless all of them were ready for the step (`beginning`).
+With several processes the one that hears a signal tells all of them; what they save they save together, so each goes
+on until the step that they agreed on. Before the first step there is nothing to save, and before an evaluation the loop
+has begun to save: then a thread of each hears of it, and they leave together in the midst of it, unless all of them
+were done (`together`).
 """
 
 import contextlib
@@ -47,7 +48,8 @@ class Interrupt:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # jax's own, of which Python does not know
+                    signal.signal(number, handler)
             signal.set_wakeup_fd(pipe)
             os.write(told, bytes(1))  # no signal has the number 0
             listener.join()
@@ -64,12 +66,8 @@ class Interrupt:
     def leaving(self, end: Callable[[], None]) -> Iterator[None]:
         """Within, a signal makes a thread call `end()` and end the process, with status 0 unless that raises.
 
-        What the caller does meanwhile must be as good as not done. With several processes nothing of this happens: see
-        `beginning`.
+        What the caller does meanwhile must be as good as not done. Of one process alone; of several see `together`.
         """
-        if processes.several():
-            yield
-            return
         self._may(end)
         if self.name is not None:  # it came just before
             self._leave()
@@ -79,21 +77,18 @@ class Interrupt:
             self._may(None)
 
     @contextlib.contextmanager
-    def beginning(self, last: bool = False) -> Iterator[None]:
-        """`leaving` before the first step, when nothing is new that could be saved; with several processes too.
+    def together(self, what: str, end: Callable[[], None], last: bool = True) -> Iterator[None]:
+        """`leaving` in the midst of `what` with several processes, which leave together or go on together.
 
-        They leave together or go on together: after the block that is `last` none of them leaves.
+        After the block that is `last` of those with the same `what` none of them leaves any more.
         """
-        if not processes.several():
-            with self.leaving(nothing_new):
-                yield
-            return
         over = threading.Event()
-        listener = threading.Thread(target=self._listen_to_others, args=(over,), daemon=True)
+        given = (what, end, over)
+        listener = threading.Thread(target=self._listen_to_others, args=given, daemon=True)
         listener.start()
         try:
             yield
-            if last and not processes.begin_together():
+            if last and not processes.go_on_together(what):
                 listener.join()  # it ends the process
         except Exception:  # it may have failed because the processes leave: then that is no error
             over.set()
@@ -102,26 +97,33 @@ class Interrupt:
         finally:
             over.set()
 
-    def _listen_to_others(self, over: threading.Event) -> None:
+    def beginning(self, last: bool = False) -> contextlib.AbstractContextManager[None]:
+        """`leaving` or `together` before the first step, when nothing is new that could be saved."""
+        if processes.several():
+            return self.together("begin", nothing_new, last)
+        return self.leaving(nothing_new)
+
+    def _listen_to_others(self, what: str, end: Callable[[], None], over: threading.Event) -> None:
         while not over.is_set():
             if processes.noticed(LISTEN):
-                self._may(nothing_new)
-                self._leave(processes.leave_together)
+                self._may(end)
+                self._leave(lambda: processes.leave(what))
                 return
 
     def _may(self, end: Callable[[], None] | None) -> None:
         with self._lock:
             self._end = end
 
-    def _leave(self, together: Callable[[], bool] = lambda: True) -> None:
+    def _leave(self, agreed: Callable[[], bool] = lambda: True) -> None:
         with self._lock:
             if self._end is None:
                 return
             status, ends = 0, True
             try:
                 try:
-                    if ends := together():
+                    if ends := agreed():
                         self._end()
+                        processes.part()
                 except Exception as error:  # whatever it is, the process ends
                     status = FAILED
                     print(f"error: {error}", file=sys.stderr)
@@ -143,7 +145,7 @@ class Interrupt:
             if came > 1:
                 _exit(BY_SIGNAL + number)
             if processes.several():
-                os.kill(os.getpid(), signal.SIGTERM)  # which jax hears
+                processes.tell()
             else:
                 self._note(number, None)
                 threading.Thread(target=self._leave, daemon=True).start()

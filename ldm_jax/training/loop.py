@@ -5,6 +5,7 @@ the log is due.
 """
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,7 +169,10 @@ class _Training:
         )
 
     def evaluate(self) -> None:
-        """Measures and draws what is due at this step; a signal does not wait for that, but saves."""
+        """Measures and draws what is due at this step; a signal does not wait for that, but saves.
+
+        Several processes can save only together, so they do it before.
+        """
         known = [Periodic(self.run.eval_every, self.run.evaluate)]
         known += [self.run.judged] if self.run.judged else []
         last = self.at == self.run.steps
@@ -176,8 +180,13 @@ class _Training:
         if not due:
             return
         self.watchdog.rest()
+        if processes.several():
+            self.save()
+            interruptible = self.signals.together(f"evaluate/{self.at}", self._leave_together)
+        else:
+            interruptible = self.signals.leaving(self._leave_evaluation)
         with self.clock.of("evaluate"):
-            with self.signals.leaving(self._leave_evaluation):
+            with interruptible:
                 average = averages.first(self.run.ema, self.state.ema)
                 found = [evaluate(average, self.run.frozen) for evaluate in due]
             scalars = {k: v for of in found for k, v in of.scalars.items()}
@@ -193,6 +202,12 @@ class _Training:
         self.log.scalars(self.at, {OWED: 1.0})
         self.end()
         self.stack.close()
+
+    def _leave_together(self) -> None:
+        """Of several processes: what was given to be saved is waited for."""
+        self.log.scalars(self.at, {OWED: 1.0})
+        self._ended(self.saved.wait(), signal.SIGTERM.name)
+        self.log.close()
 
     def save(self) -> None:
         with self.clock.of("save"):
@@ -239,10 +254,13 @@ class _Training:
         with self.clock.of("save"):
             self.saved.save(self.state)
             durable = self.saved.wait()
+        self._ended(durable, self.signals.name)
+
+    def _ended(self, durable: int | None, name: str | None) -> None:
         self.tell_saved()
         self.clock.write(self.at)
         self.log.say(self.clock.told())
         if over := self.course.over():
             self.log.say(f"stopped early at step {self.at}: {over}")
-        if name := self.signals.name:
+        if name:
             self.log.say(f"{name}: step {durable} is saved; the same command goes on from there")

@@ -5,7 +5,11 @@ is computed on the mesh is computed by all of them together, so all must take th
 written is written by the first alone. The work directory is one that all of them see.
 """
 
+import contextlib
+import datetime
 import hashlib
+import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,8 +25,11 @@ from ldm_jax import tree
 
 # Where jax's service for preemptions writes that one of the processes got SIGTERM; all of them can read it.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
-BEGUN, PARTED = "ldm_jax/begun", "ldm_jax/parted"
+PARTED = "ldm_jax/parted"
 A_DAY, A_MINUTE = 86_400_000, 60_000  # milliseconds
+# How many of the processes are on this one's host: SLURM ("1(x8)" on each of eight), and Open MPI.
+BESIDE = ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 REMEDY = "start all of them with the same config, data, weights and work directory"
 
 
@@ -34,7 +41,8 @@ def meet(
 ) -> None:
     """Joins the other processes of the run, if any are asked for; before any device is touched.
 
-    With `distributed` alone, jax reads address and numbers from the environment: SLURM, Open MPI, GKE, a TPU pod.
+    With `distributed` alone, jax reads address and numbers from the environment: SLURM, Open MPI, GKE, a TPU pod. Of
+    several processes on a host each has the GPU of its number there; one alone has all of them.
 
     Raises:
       ValueError: some of address, own number and number of processes, but not all; or nothing in the environment.
@@ -58,6 +66,8 @@ def meet(
             )
     # A signal to one process is told to all of them.
     jax.config.update("jax_enable_preemption_service", True)
+    # jax shows each process of SLURM and of Open MPI one GPU, however many are there for it.
+    visible = {name: jax.config.values[name] for name in VISIBLE}
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except ValueError as error:
@@ -67,6 +77,14 @@ def meet(
             f"--distributed: the environment is none that jax knows ({error}); give --coordinator, --process_id and "
             "--num_processes"
         ) from error
+    if alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        for name, value in visible.items():
+            jax.config.update(name, value)
+
+
+def alone_on_its_host() -> bool:
+    """Whether SLURM or Open MPI started one process on each host."""
+    return any(re.fullmatch(r"1(\(x\d+\))?", os.environ.get(name, "")) for name in BESIDE)
 
 
 def first() -> bool:
@@ -147,14 +165,29 @@ def stop_here(step: int) -> bool:
 
 
 def handlers(note: Callable[[int, Any], None]) -> dict[int, Callable[[int, Any], None]]:
-    """What to do on a signal: `note` it; but with several processes jax hears SIGTERM and tells them (`stop_here`)."""
-    if not several():
-        return {signal.SIGTERM: note, signal.SIGINT: note}
-    return {signal.SIGINT: lambda number, frame: None}  # a thread makes SIGTERM of it, at once
+    """What to do on a signal: `note` it; with several processes tell all of them (`stop_here`, `noticed`)."""
+    if several():
+        return dict.fromkeys((signal.SIGTERM, signal.SIGINT), _heard)
+    return dict.fromkeys((signal.SIGTERM, signal.SIGINT), note)
+
+
+def _heard(number: int, frame: Any) -> None:
+    # A thread has told the others already, unless the signal came between two watches; and they may be parting.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        tell()
+
+
+def tell() -> None:
+    """Tells all of several processes that this one got a signal, as jax's own handler of SIGTERM does.
+
+    It takes the place of that one, which does not hear a second signal. Nothing happens where they have parted.
+    """
+    if _service() is not None:
+        _set(NOTICE, datetime.datetime.now(datetime.UTC).isoformat())
 
 
 def noticed(seconds: float) -> bool:
-    """Whether one of several processes got SIGTERM, or gets it within so many seconds."""
+    """Whether one of several processes got a signal, or gets it within so many seconds."""
     try:
         _service().blocking_key_value_get(NOTICE, round(1000 * seconds))
     except jax.errors.JaxRuntimeError as error:
@@ -164,38 +197,44 @@ def noticed(seconds: float) -> bool:
     return True
 
 
-def begin_together() -> bool:
-    """Waits until all of several processes are ready for the first step; False if they are to leave instead.
+def go_on_together(what: str) -> bool:
+    """Waits until all of several processes are done with `what`; False if they are to leave instead.
 
-    The answer is the same on all of them, and the one that `leave_together` gives.
+    The answer is the same on all of them, and the one that `leave` gives. Each `what` is asked about once.
     """
-    _service().wait_at_barrier(BEGUN, A_DAY)
-    return _decided("begin") == "begin"
+    _service().wait_at_barrier(f"ldm_jax/{what}", A_DAY)
+    return _decided(what, "go on") == "go on"
 
 
-def leave_together() -> bool:
-    """Whether several processes, one of which got SIGTERM, leave before the first step: not if they have begun.
+def leave(what: str) -> bool:
+    """Whether several processes, one of which got a signal, leave in the midst of `what`: not if all are done."""
+    return _decided(what, "leave") == "leave"
 
-    Returns when all of them have come here, and have let go of each other: none minds when another one ends.
+
+def part() -> None:
+    """Returns when all of several processes have come here, and have let go of each other: none minds who ends.
 
     Raises:
       JaxRuntimeError: after a minute some have not come.
     """
-    if _decided("leave") != "leave":
-        return False
-    _service().wait_at_barrier(PARTED, A_MINUTE)
-    jax.distributed.shutdown()
-    return True
+    if several():
+        _service().wait_at_barrier(PARTED, A_MINUTE)
+        jax.distributed.shutdown()
 
 
-def _decided(word: str) -> str:
+def _decided(what: str, word: str) -> str:
     """What the first of all processes said to this."""
+    _set(f"ldm_jax/{what}", word)
+    return _service().blocking_key_value_get(f"ldm_jax/{what}", A_MINUTE)
+
+
+def _set(key: str, value: str) -> None:
+    """Unless it is set."""
     try:
-        _service().key_value_set(BEGUN, word)
+        _service().key_value_set(key, value)
     except jax.errors.JaxRuntimeError as error:
         if "ALREADY_EXISTS" not in str(error):
             raise
-    return _service().blocking_key_value_get(BEGUN, A_MINUTE)
 
 
 def _service() -> Any:
