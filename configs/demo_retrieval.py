@@ -16,7 +16,7 @@ from configs import demo
 
 def get_config():
     c = demo.get_config()
-    c.steps = 800
+    c.steps = 500
     c.optimizer.update(demo.TWINS)
     c.data.source = dict(
         name="neighbours.tfds",
@@ -29,7 +29,8 @@ def get_config():
     )
     c.data.batch = 32
     del c.tokenizer, c.conditioner
-    c.conditioner = dict(name="Tokens", field="neighbours", count=4, width=64)
-    c.model.vector = 0  # it reads none
+    c.conditioner = dict(name="Tokens", field="neighbours", count=4, width=64, scale=8.0, pool=True)
+    c.model.vector = 64
     c.sampler.guidance = 3.0
+    c.log.update(evaluate=250, save=250)
     return c

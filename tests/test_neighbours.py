@@ -84,6 +84,12 @@ def test_a_picture_comes_with_its_neighbours_vectors(index):
         {}, batch, conditioners.drop_all(["neighbours"], 4)
     )
     np.testing.assert_array_equal(null.tokens, 0)
+    more = conditioners.Tokens("neighbours", count=3, width=6, scale=2.0, pool=True)
+    cond = more.apply({}, batch)
+    np.testing.assert_array_equal(cond.tokens, 2 * batch["neighbours"])
+    np.testing.assert_allclose(cond.vector, 2 * batch["neighbours"].mean(1), rtol=1e-6)
+    null = more.apply({}, batch, conditioners.drop_all(["neighbours"], 4))
+    np.testing.assert_array_equal(null.vector, 0)
     with pytest.raises(ValueError, match="3 tokens of width 6 and the conditioner reads 2 of 6"):
         conditioners.Tokens("neighbours", count=2, width=6).apply({}, batch)
 
