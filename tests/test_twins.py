@@ -52,7 +52,10 @@ def smaller(name):
     if name in ("demo_autoencoder", "demo_vq"):
         return []
     size = "depth=2" if name == "demo_dit" else "width=32"
-    return [f"--config.model.{size}", "--config.sampler.steps=4"]
+    given = [f"--config.model.{size}", "--config.sampler.steps=4"]
+    if name in ("demo_layout", "demo_retrieval"):  # cross-attention compiles long
+        given.append("--config.model.attention=(0, 1)")
+    return given + ["--config.conditioner.layers=1"] * (name == "demo_layout")
 
 
 def trained(name, *flags, steps=STEPS):
