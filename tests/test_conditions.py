@@ -91,6 +91,8 @@ def test_neighbours_are_followed_where_most_of_them_agree():
     drawn = real.copy()
     drawn[:6] = -1.0  # nothing is there
     assert conditions.retrieved(real, drawn, {"near": near}, SHAPES).figures["right"] == 0.5
+    near[:6] = [np.zeros_like(of) for of in near[:6]]  # of which nothing can be said
+    assert conditions.retrieved(real, drawn, {"near": near}, SHAPES).figures["right"] == 1
     assert conditions.common([frozenset("ab"), frozenset("a"), frozenset("ac")]) == frozenset("a")
 
 

@@ -31,7 +31,7 @@ CONDITIONS = {
         {"psnr_inside_mean": 12, "objects": 5},
     ),
     "layout": (("colour", "right", "iou", "whole"), {}),
-    "retrieval": (("right", "right_other", "right_real", "objects"), {"right_real": 0.3}),
+    "retrieval": (("right", "right_other", "right_real", "objects"), {"right_real": 0.15}),
     "semantic": (("miou", "miou_real"), {"miou_real": 0.85}),
     "upscale": (("psnr", "psnr_bicubic", "psnr_gain"), {"psnr_bicubic": 20}),
 }

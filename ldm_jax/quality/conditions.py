@@ -229,7 +229,8 @@ def retrieved(
     """Neighbours: the share of samples with all objects, in colour and shape, that most of their neighbours have.
 
     And with no others; beside it that of the samples judged by each other's neighbours, which is chance, and that of
-    the real pictures. `objects` is the share of those objects that are there, whatever else is.
+    the real pictures. `objects` is the share of those objects that are there, whatever else is. Where most neighbours
+    have no object in common, a picture does not count.
     """
     wanted = [common([kinds(x, shapes) for x in of]) for of in batch["near"]]
     drawn_kinds, real_kinds = (
@@ -238,14 +239,15 @@ def retrieved(
     )
 
     def share(seen, wanted):
-        return float(np.mean([a == b for a, b in zip(seen, wanted, strict=True)]))
+        agreed = [a == b for a, b in zip(seen, wanted, strict=True) if b]
+        return float(np.mean(agreed)) if agreed else 0.0
 
     there = [kind in seen for seen, of in zip(drawn_kinds, wanted, strict=True) for kind in of]
     found = {
         "right": share(drawn_kinds, wanted),
         "right_other": share(drawn_kinds, wanted[1:] + wanted[:1]),
         "right_real": share(real_kinds, wanted),
-        "objects": float(np.mean(there)),
+        "objects": float(np.mean(there)) if there else 0.0,
     }
     return Judged(found, np.stack([of[0] for of in batch["near"]]))
 
