@@ -50,6 +50,10 @@ TASK = text(
 )
 IMAGE = texts("image", [], "a picture for the task: PNG, JPEG ...; may be repeated")
 MASK = texts("mask", [], "a picture that is white where something new is made; may be repeated")
+BOXES = texts("boxes", [], "a JSON file of boxes with classes, for one picture; may be repeated")
+EXAMPLES = texts("examples", [], "a picture whose neighbours are looked up; may be repeated")
+CLIP = text("clip", None, "what embeds --examples: the folder of a CLIP model ...")
+FEATURES = text("features", None, "... or shapes:FILE, as the index was made")
 MAP = texts("map", [], "a map of classes for the task semantic: PNG; may be repeated")
 SOURCE = texts(
     "source", [], "what the picture shows, or the prompt that is edited; may be repeated"
@@ -96,6 +100,9 @@ def main(argv: list[str]) -> None:
             images=IMAGE.value,
             masks=MASK.value,
             maps=MAP.value,
+            boxes=BOXES.value,
+            examples=EXAMPLES.value,
+            embedding=build.embedding(CLIP.value, FEATURES.value, EXAMPLES.value),
             source=SOURCE.value,
             strength=STRENGTH.value,
             margins=cli.whole_numbers(MARGINS),

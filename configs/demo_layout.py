@@ -2,6 +2,7 @@
 
     python train.py --config configs/demo_layout.py --workdir runs/demo/layout
     python -m ldm_jax.evaluate --workdir runs/demo/layout --metrics condition --n 256
+    python sample.py --workdir runs/demo/layout --boxes boxes.json
 
 The reduced twin of configs/layout_openimages.py: up to two objects of 6 x 3 colours and shapes, corners on a grid of 17
 x 17 points. docs/paper_tasks.md has its figures.

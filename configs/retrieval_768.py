@@ -7,8 +7,8 @@
 
 CompVis' retrieval-augmented-diffusion/768x768: 20 neighbours are tokens of width 768 that cross-attention reads as they
 are; betas 0.0015 to 0.015. The original searches 20 M patches of OpenImages with ScaNN; here the training pictures
-themselves are searched exactly. Neither its data nor its batch are in the repository. `sample.py` takes no embeddings;
-in code a prompt's CLIP embedding may stand among the neighbours'. Not trained here.
+themselves are searched exactly. Neither its data nor its batch are in the repository. In code a prompt's CLIP
+embedding may stand among the neighbours'. Not trained here; configs/demo_retrieval.py is its twin.
 """
 
 from configs import inpainting_big

@@ -206,7 +206,8 @@ def of_diffusion() -> tuple[list[Job], dict[str, Any]]:
         def condition():
             real = np.stack([shown.picture(i) for i in range(shown.count)])
             captions = shown.captions and shown.captions()
-            given = (real, shown.conditions(), captions, seed, where)
+            near = shown.neighbours and shown.neighbours()
+            given = (real, shown.conditions(), captions, seed, where, near)
             return conditions.figures(pipeline, sampling, *given)
 
         found.append(condition)

@@ -24,9 +24,9 @@ from ldm_jax.training import processes, sharding
 from ldm_jax.types import Params
 
 REMEDIES = {
-    "neighbours": "embeddings are given in code alone: call Pipeline.drawer with a batch of them",
+    "neighbours": "give pictures whose neighbours are looked up: --examples, and --features or --clip",
     "segmentation": "use the task semantic, with a map",
-    "layout": "boxes are given in code alone: call Pipeline.drawer with a batch of `data.layout.tokens`",
+    "layout": "give boxes: --boxes FILE.json",
 }
 
 
@@ -50,6 +50,9 @@ class Pipeline:
     classes: tuple[str, ...] | None = None
     # The words of a prompt, each with the positions of its tokens.
     words: Callable[[str], heatmaps.Words] | None = None
+    # Of a model that reads boxes or neighbours: a row of tokens, and the vectors of the neighbours of pictures.
+    boxes: Callable[[Sequence[Mapping[str, Any]]], np.ndarray] | None = None
+    similar: Callable[[Sequence[Any], Any, int], np.ndarray] | None = None
 
     def prompts(self, prompts: Sequence[str], beside: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Prompts as a batch of conditions; the fields `beside` are added by the caller.

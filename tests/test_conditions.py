@@ -14,7 +14,7 @@ from ldm_jax.diffusion import solvers
 from ldm_jax.diffusion.process import Point
 from ldm_jax.metrics.caption_reader import Claim
 from ldm_jax.pipeline import Pipeline
-from ldm_jax.quality import conditions
+from ldm_jax.quality import boxes, conditions
 from ldm_jax.tasks import Drawn, Sampling
 
 WORLD = vocabulary.SIMPLE
@@ -37,8 +37,8 @@ def test_a_picture_s_map_is_read_off_it():
 
 
 def test_intersection_over_union():
-    assert conditions.iou((0.0, 0.0, 1.0, 1.0), (0.0, 0.5, 1.0, 1.0)) == 0.5
-    assert conditions.iou((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)) == 0
+    assert boxes.iou((0.0, 0.0, 1.0, 1.0), (0.0, 0.5, 1.0, 1.0)) == 0.5
+    assert boxes.iou((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)) == 0
     a, b = np.array([[[0, 0, 1, 1]]]), np.array([[[0, 1, 1, 1]]])
     assert conditions.mean_iou(a, b, 5) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
@@ -78,6 +78,22 @@ def test_small_pictures_are_compared_with_bicubic_ones():
     assert 20 < found.figures["psnr_bicubic"] < 30
     bicubic = transforms.to_unit(found.shown)
     assert conditions.enlarged(real, bicubic, {"small": small}, SHAPES).figures["psnr_gain"] == 0
+
+
+def test_neighbours_are_followed_where_most_of_them_agree():
+    real, _ = pictures()
+    bytes_, others = media.to_uint8(real), media.to_uint8(pictures(first=50)[0])
+    near = [np.stack([a, a, a, b]) for a, b in zip(bytes_, others, strict=True)]
+    found = conditions.retrieved(real, real, {"near": near}, SHAPES)
+    assert found.figures["right"] == found.figures["right_real"] == found.figures["objects"] == 1
+    assert found.figures["right_other"] < 0.3
+    np.testing.assert_array_equal(found.shown, bytes_)
+    drawn = real.copy()
+    drawn[:6] = -1.0  # nothing is there
+    assert conditions.retrieved(real, drawn, {"near": near}, SHAPES).figures["right"] == 0.5
+    near[:6] = [np.zeros_like(of) for of in near[:6]]  # of which nothing can be said
+    assert conditions.retrieved(real, drawn, {"near": near}, SHAPES).figures["right"] == 1
+    assert conditions.common([frozenset("ab"), frozenset("a"), frozenset("ac")]) == frozenset("a")
 
 
 def classes(n):

@@ -1,13 +1,16 @@
 """Readers of published data sets, each on a small made-up copy in the original's layout of files."""
 
+import hashlib
 import json
+import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data import coco, folder, imagenet, listed, maps, open_images, pipeline, records
+from ldm_jax.data import coco, folder, imagenet, listed, lsun, maps, open_images, pipeline, records
 
 SIDE = 16
 
@@ -120,6 +123,64 @@ def coco_copy(root):
         dict(images=images, annotations=rest, categories=stuff),
     )
     return root
+
+
+@pytest.fixture
+def bedrooms(tmp_path):
+    """LSUN's databases of a category, with five and two pictures; and the pictures by their keys."""
+    lmdb = pytest.importorskip("lmdb")
+    found = {}
+    for split, n in (("train", 5), ("val", 2)):
+        with lmdb.open(str(tmp_path / f"bedroom_{split}_lmdb")) as database:
+            for i in range(n):
+                key = hashlib.sha1(f"{split} {i}".encode()).hexdigest()
+                found[key] = picture(tmp_path / "one.webp", seed=i).read_bytes()
+                with database.begin(write=True) as writing:
+                    writing.put(key.encode(), found[key])
+    return tmp_path / "bedroom", found
+
+
+def test_lsun_s_databases_are_read_as_they_are_published(bedrooms, tmp_path):
+    path, found = bedrooms
+    of = lsun.lsun(path)
+    assert isinstance(of, records.Source)
+    assert (len(of), of.fields, of.name) == (5, ("image",), "bedroom_train_lmdb")
+    keys = [of.name_of(i).split()[0] for i in range(5)]
+    assert keys == sorted(keys)
+    assert [of[i]["image"] for i in range(5)] == [found[key] for key in keys]
+    copy = pickle.loads(pickle.dumps(of))
+    assert copy[3] == of[3]
+    assert pipeline.batches(of, batch=5, size=8, seed=0)[0]["x"].shape == (5, 8, 8, 3)
+    validation = lsun.lsun(path, split="validation")
+    assert len(validation) == 2
+    assert validation.fingerprint != of.fingerprint
+    written(tmp_path / "names.txt", f"{keys[3]}.webp\n\n{keys[1]}.webp\n")
+    some = lsun.lsun(path, names=tmp_path / "names.txt")
+    assert [some[i]["image"] for i in range(len(some))] == [found[keys[1]], found[keys[3]]]
+    assert some.fingerprint != of.fingerprint
+
+
+def test_lsun_s_databases_that_cannot_be_read(bedrooms, tmp_path):
+    path, _ = bedrooms
+    with pytest.raises(ValueError, match="LSUN has no split 'val'; choose one of"):
+        lsun.lsun(path, split="val")
+    with pytest.raises(FileNotFoundError, match=r"there is no '.*kitchen_train_lmdb"):
+        lsun.lsun(tmp_path / "kitchen")
+    written(tmp_path / "names.txt", "0123.webp\n")
+    with pytest.raises(ValueError, match=r"1 of the 1 pictures .* the first is '0123'"):
+        lsun.lsun(path, names=tmp_path / "names.txt")
+    (tmp_path / "hall_train_lmdb").mkdir()
+    (tmp_path / "hall_train_lmdb" / "data.mdb").write_bytes(b"nothing" * 2000)
+    with pytest.raises(ValueError, match=r"hall_train_lmdb' cannot be read .*; download it anew"):
+        lsun.lsun(tmp_path / "hall")
+
+
+def test_without_lmdb_its_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "hall_train_lmdb").mkdir()
+    (tmp_path / "hall_train_lmdb" / "data.mdb").touch()
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ValueError, match=r"need the package lmdb: pip install 'ldm_jax\[lsun\]'"):
+        lsun.lsun(tmp_path / "hall")
 
 
 def test_coco_has_captions_boxes_and_maps(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -52,6 +53,21 @@ def classes(folder, n=48, size=16):
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     return Path(folder) / "sorted"
+
+
+def simple_shapes(folder, **splits):
+    """`shapes/simple` with so many pictures in its splits, prepared below a folder."""
+    from ldm_jax.data.shapes import shapes_dataset_builder, vocabulary
+
+    few = shapes_dataset_builder.config(vocabulary.SIMPLE._replace(splits=splits))
+    of = shapes_dataset_builder.Builder
+    # A class of its own: TFDS remembers the configs of one.
+    own = {"BUILDER_CONFIGS": [few], "name": of.name, "__module__": of.__module__}
+    builder = types.new_class("Few", (of,), {"skip_registration": True}, lambda ns: ns.update(own))
+    builder(
+        data_dir=str(folder), config="simple", file_format="array_record"
+    ).download_and_prepare()
+    return folder
 
 
 def common():
@@ -202,6 +218,15 @@ def layout():
     return c
 
 
+def retrieval():
+    """Stage 2, conditioned on the features of neighbours."""
+    c = unconditional()
+    c.data.source = dict(name="neighbours.folder", path="", index="", neighbours=2)
+    c.conditioner = dict(name="Tokens", field="neighbours", count=2, width=64)
+    c.model.update(attention=(0, 1), middle=0, transformer=True)
+    return c
+
+
 def get_config(kind):
     """For --config tests/tiny.py:KIND."""
     return globals()[kind]()
@@ -280,6 +305,19 @@ def shared_index():
 
 
 @functools.cache
+def shared_features_index():
+    """The same, by the features of `shared_features`, of pictures of the size that these are for."""
+    from ldm_jax.data import neighbours
+    from ldm_jax.quality import embedding, pictures
+
+    by = embedding.named(None, shared_features())
+    of = pictures.of_folder(shared_pictures(), by.size, convention="none")
+    path = scratch() / "features_index.npz"
+    neighbours.write(path, of.names, by.embed(of), 4, network=by.network)
+    return path
+
+
+@functools.cache
 def shared_autoencoder(kind="autoencoder"):
     """The work directory of an autoencoder ("autoencoder", "vq") with the parameters of step 0."""
     return saved_at_start(config_of(kind), scratch() / kind)
@@ -298,6 +336,8 @@ def config_of(kind):
     config.data.source.path = str(folders.get(kind, shared_pictures)())
     if kind == "semantic":
         config.data.source.maps = str(shared_maps())
+    if kind == "retrieval":
+        config.data.source.index = str(shared_features_index())
     if "run" in config.get("codec", {}):
         config.codec.run = str(shared_autoencoder())
     if "evaluation" in config:

@@ -16,6 +16,7 @@ from ldm_jax.build import (
     weaker,
     workdir,
 )
+from ldm_jax.build.extras import embedding
 from ldm_jax.build.held_out import Validation
 from ldm_jax.build.latent_moments import latent_statistics
 from ldm_jax.build.tasks import Asked, ask
@@ -31,6 +32,7 @@ __all__ = [
     "ask",
     "away_from",
     "conditions",
+    "embedding",
     "examples",
     "first_stage",
     "kind",

@@ -1,5 +1,6 @@
 """Stage 2: the run of a diffusion model, and the pipeline that samples from it."""
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -15,14 +16,33 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import codec, conditioners
-from ldm_jax.build import autoencoder, buckets, cached, judged, parts, sampler, updates, workdir
+from ldm_jax.build import (
+    autoencoder,
+    buckets,
+    cached,
+    extras,
+    judged,
+    parts,
+    sampler,
+    starting,
+    updates,
+    workdir,
+)
 from ldm_jax.build.conditioner import conditioner, example
 from ldm_jax.build.sections import checked, did_you_mean, section
 from ldm_jax.data import tokenizer as text
 from ldm_jax.diffusion import objectives, process
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.pipeline import Pipeline
-from ldm_jax.training import checkpoints, diffusion_loss, evaluation, loop, processes, sharding
+from ldm_jax.training import (
+    checkpoints,
+    diffusion_loss,
+    evaluation,
+    loop,
+    manifest,
+    processes,
+    sharding,
+)
 from ldm_jax.types import Params
 
 Named = str | dict  # a section
@@ -255,6 +275,9 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
     captions = None
     if trained is not None:
         captions = [trained.decode(ids) for ids in shown["tokens"]]
+    begin = functools.partial(init, config, of, provided)
+    begun = bool(manifest.steps(Path(directory) / checkpoints.FOLDER))
+    load = starting.load(config, of, begin) if "start" in config and not begun else None
     open_ = functools.partial(_pipeline, config, whole, trained, provided, mesh, source.classes)
     made = learning(
         config,
@@ -263,7 +286,8 @@ def run(config: ConfigDict, directory: Path) -> loop.Run:
         fixed=fixed,
         shown=shown,
         captions=captions,
-        init=functools.partial(init, config, of, provided),
+        init=begin,
+        load=load,
         frozen=jax.device_put(arrays, sharding.replicated(mesh)),
         batches=batches.iterate,
         shapes=buckets.shapes(batches),
@@ -290,7 +314,8 @@ def pipeline(
     shapes = jax.eval_shape(functools.partial(init, config, of, provided), jax.random.key(0))
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
     params, at = checkpoints.load_ema(directory, shapes, shardings, step, average)
-    return _pipeline(config, of, trained, provided, mesh, classes, params, arrays, at)
+    made = _pipeline(config, of, trained, provided, mesh, classes, params, arrays, at)
+    return dataclasses.replace(made, **extras.of(config, workdir.kinds(directory)))
 
 
 def _pipeline(

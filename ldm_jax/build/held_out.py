@@ -7,7 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import media
-from ldm_jax.build import parts
+from ldm_jax.build import parts, pictures
+from ldm_jax.data import transforms
+from ldm_jax.data.beside import Beside
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.quality.pictures import Pictures
 from ldm_jax.types import Batch
@@ -22,6 +24,8 @@ class Validation(NamedTuple):
     picture: Callable[[int], np.ndarray]  # [h w c] in [-1, 1]
     captions: Callable[[], list[str]] | None
     conditions: Callable[[], Batch]  # of all of them, for `Pipeline.drawer`
+    # Of each the pictures [k h w 3] in 8 bits whose embeddings a model reads.
+    neighbours: Callable[[], list[np.ndarray]] | None = None
 
     def pictures(self) -> Pictures:
         """The pictures alone, in 8 bits."""
@@ -59,6 +63,14 @@ def validation(config: ConfigDict, n: int, of: Pipeline | None = None) -> Valida
         made = {name: np.concatenate([row[name] for row in rows]) for name in (*own, *shown)}
         return made | (of.prompts(captions(), beside=(*own, "masked")) if of.texts else {})
 
+    def neighbours():
+        size = one[0]["x"].shape[1:3]
+        return [
+            np.stack([pictures.centred(transforms.decode(of), size) for of in source.made_of(i)])
+            for i in range(n)
+        ]
+
     told = captions if "caption" in source.fields else None
+    near = neighbours if isinstance(source, Beside) and source.made_of else None
     identity = f"{source.fingerprint} {parts.data(config)['size']}"
-    return Validation(source.name, n, identity, lambda i: one[i]["x"][0], told, conditions)
+    return Validation(source.name, n, identity, lambda i: one[i]["x"][0], told, conditions, near)

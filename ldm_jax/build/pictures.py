@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
 from ldm_jax import conditioners
 from ldm_jax.data import transforms
@@ -29,11 +30,14 @@ def read_picture(path: str | Path, size: tuple[int, int] | None) -> Float[np.nda
       ValueError: it cannot be decoded.
     """
     picture = _decoded(path)
-    if size is None:
-        return transforms.to_unit(np.asarray(picture))
-    rng = np.random.default_rng(0)
+    return transforms.to_unit(np.asarray(picture) if size is None else centred(picture, size))
+
+
+def centred(picture: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The middle of a picture in a size, as validation data are seen."""
+    rng = np.random.default_rng(0)  # decides nothing
     view = transforms.window(picture.size, size, crop="center", flip=False, rng=rng)
-    return transforms.to_unit(transforms.show(picture, view, size))
+    return transforms.show(picture, view, size)
 
 
 def pictures_of(pipe: Pipeline, images: Sequence[Any], exact: bool) -> Images:

@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax import guided
-from ldm_jax.build import exchanged, pictures
+from ldm_jax.build import exchanged, extras, pictures
 from ldm_jax.build.sections import did_you_mean
 from ldm_jax.combined import combined
 from ldm_jax.data.examples import HOLE, SEGMENTATION, SMALL
 from ldm_jax.diffusion import editing, inpainting
 from ldm_jax.pipeline import Pipeline
+from ldm_jax.quality.embedding import Embedding
 from ldm_jax.tasks import NAMES, Sampling, Task
 
 # What each task takes beside prompts or labels; a name with a star must be given.
 TAKES = {
-    "text": (),
-    "image_to_image": ("images*", "strength"),
-    "inpaint": ("images*", "masks*", "strength", "repaint"),
-    "outpaint": ("images*", "margins*", "strength", "repaint"),
+    "text": ("boxes", "examples"),
+    "image_to_image": ("images*", "strength", "boxes", "examples"),
+    "inpaint": ("images*", "masks*", "strength", "repaint", "boxes", "examples"),
+    "outpaint": ("images*", "margins*", "strength", "repaint", "boxes", "examples"),
     "edit": ("images*", "source*", "masks", "strength", "limit"),
     "prompt_to_prompt": ("source*", "cross", "own", "weights"),
     "interpolate": ("frames",),
@@ -31,7 +32,7 @@ TAKES = {
     "invert": ("images*", "source*", "strength"),
     "edit_friendly": ("images*", "source*", "strength"),
     "high_resolution": ("images*", "size*", "strength"),
-    "seamless": (),
+    "seamless": ("boxes", "examples"),
     "semantic": ("maps*",),
 }
 # The flags of `sample.py` that have another name.
@@ -65,6 +66,9 @@ def ask(
     images: Sequence[Any] | None = None,
     masks: Sequence[Any] | None = None,
     maps: Sequence[Any] | None = None,
+    boxes: Sequence[Any] | None = None,
+    examples: Sequence[Any] | None = None,
+    embedding: Embedding | None = None,
     source: Sequence[str] | None = None,
     strength: float | None = None,
     margins: Sequence[int] | None = None,
@@ -80,7 +84,8 @@ def ask(
     """A task by its name, `n` samples a prompt or label; "a AND b" and "a BLEND b" combine prompts (see `combined`).
 
     `images` are files or arrays in [-1, 1] [*space c], `masks` files or arrays of 0 and 1 [*space], `maps` files or
-    integer arrays of classes [*space], of the model's size or larger: one for each prompt or one for all, as are
+    integer arrays of classes [*space], of the model's size or larger, `boxes` files or lists (see `boxes`), `examples`
+    pictures whose neighbours are looked up by an `embedding`: one for each prompt or one for all, as are
     `source` prompts; one prompt is for all images. `strength` in (0, 1] is the share of steps
     that are taken: the smaller, the closer to the given. `margins` are pixels before and after, axis by axis. `size` is
     that of the data; another than the model's is drawn in windows of the model's. `interpolate` makes `frames` pictures
@@ -97,7 +102,7 @@ def ask(
     given = dict(
         images=images, masks=masks, maps=maps, source=source, strength=strength, margins=margins
     ) | dict(size=size, frames=frames, cross=cross, own=own, repaint=repaint, limit=limit)
-    given |= dict(weights=weights or None)
+    given |= dict(weights=weights or None, boxes=boxes, examples=examples)
     given = {k: v for k, v in given.items() if v is not None and (np.isscalar(v) or len(v))}
     _check_task(task, given, sampling)
     _check_towards(task, towards, sampling)
@@ -122,7 +127,8 @@ def ask(
     _check_combined(combined(asked).how, task, sampling)
     if task == "interpolate":
         return _interpolate(pipe, asked, bool(labels), seed, FRAMES if frames is None else frames)
-    rows, many = {}, max(len(asked), len(images or []), len(maps or []), 1)
+    several = (asked, *(given.get(name, ()) for name in ("images", "maps", "boxes", "examples")))
+    rows, many = {}, max(1, *map(len, several))
     asked = _spread(asked, many, "prompts") if asked else []
     parts = combined(asked)
     captions = [caption for caption in asked for _ in range(n)]
@@ -152,6 +158,8 @@ def ask(
         rows["x"] = np.stack(each(found, "images"))
     if "masks" in given:
         rows["mask"] = np.stack(each(pictures.masks(pipe, masks), "masks"))
+    found = extras.given(pipe, boxes or (), examples or (), embedding)
+    beside |= {name: np.stack(each(list(of), name)) for name, of in found.items()}
     if task == "panorama":
         space = pictures.space_of(pipe, tuple(size))
     if "source" in given:

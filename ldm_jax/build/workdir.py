@@ -17,7 +17,7 @@ COMMON |= {"guards", "evaluation"}
 KINDS = {
     "autoencoder": COMMON | {"discriminator", "perceptual", "codebook", "start"},
     "diffusion": COMMON
-    | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init"},
+    | {"tokenizer", "codec", "conditioner", "path", "target", "sampler", "init", "start"},
 }
 OPTIONAL = {"discriminator", "perceptual", "codebook", "start", "guards"}
 OPTIONAL |= {"tokenizer", "conditioner", "init", "evaluation"}
@@ -96,9 +96,13 @@ def compare(config: ConfigDict, source: Any, workdir: str | Path) -> None:
 
 
 def claim(config: ConfigDict, source: Any, workdir: str | Path) -> None:
-    """Writes `config.json` and `data.json` (name, fingerprint, classes): from now on the directory is this run's."""
+    """Writes `config.json` and `data.json`: from now on the directory is this run's.
+
+    The latter has the data's name, fingerprint, classes, and the names of what is in boxes, `kinds`.
+    """
     remember(Path(workdir) / "config.json", _as_json(config))
     data = {"name": source.name, "fingerprint": source.fingerprint, "classes": source.classes}
+    data["kinds"] = dict(getattr(source, "kinds", ()))
     remember(Path(workdir) / "data.json", data)
 
 
@@ -151,6 +155,10 @@ def check_config(config: ConfigDict) -> str:
         raise ValueError(
             f"the sections {twice} contradict 'init', whose model has its own; leave them out, or leave out 'init'"
         )
+    if "init" in given and "start" in given:
+        raise ValueError(
+            "the sections init and start both say what a run begins with; leave one out"
+        )
     elsewhere = PRETRAINED | RETRAINED if "init" in given else set()
     missing = sorted(KINDS[kind] - OPTIONAL - elsewhere - set(given))
     if missing:
@@ -194,3 +202,9 @@ def classes(directory: str | Path) -> tuple[str, ...] | None:
     path = Path(directory) / "data.json"
     names = _read(path)["classes"] if path.is_file() else None
     return None if names is None else tuple(names)
+
+
+def kinds(directory: str | Path) -> dict[str, list[str]]:
+    """The names of the values of the boxes' entries in these data; none where nobody wrote them down."""
+    path = Path(directory) / "data.json"
+    return _read(path).get("kinds", {}) if path.is_file() else {}

@@ -77,7 +77,10 @@ class Vector(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A field [b count width] as it is, for cross-attention: embeddings of neighbours. A dropped row is zeros.
+    """A field [b count width] for cross-attention: embeddings of neighbours. A dropped row is zeros.
+
+    They are multiplied by `scale`: with the square root of the width embeddings of length 1 have values of about 1, as
+    learned ones have. With `pool` their mean is the vector.
 
     Raises:
       ValueError: a field of another shape.
@@ -87,6 +90,8 @@ class Tokens(nn.Module):
     count: int
     width: int
     dtype: Any = jnp.float32
+    scale: float = 1.0
+    pool: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -100,7 +105,8 @@ class Tokens(nn.Module):
                 f"the field {self.field!r} has {tokens.shape[1]} tokens of width {tokens.shape[2]} and the conditioner "
                 f"reads {self.count} of {self.width}; make them equal"
             )
-        return Cond(tokens=replace_dropped(tokens.astype(self.dtype), drop, self.field, 0))
+        tokens = self.scale * replace_dropped(tokens.astype(self.dtype), drop, self.field, 0)
+        return Cond(tokens=tokens, vector=tokens.mean(1) if self.pool else None)
 
 
 class Spatial(nn.Module):

@@ -38,6 +38,11 @@ class Boxed:
         return {"image": Path(self.root, self.files[index]).read_bytes(), "boxes": boxes}
 
     @property
+    def kinds(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Of the boxes' entries those whose values have names, and these."""
+        return (("label", self.classes),)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         return ("image", "boxes")
 

@@ -2,8 +2,8 @@
 
     listed(path="data/lsun/churches", names="data/lsun/church_outdoor_train.txt")
 
-LSUN's databases (lmdb) are written as files by the `data.py export` of its repository, with folders of a letter each;
-no reader of lmdb is needed then. Without a file of names `folder.folder(path, convention="none")` takes them all.
+LSUN's databases (lmdb, see `lsun`) are written as files by the `data.py export` of its repository, with folders of a
+letter each. Without a file of names `folder.folder(path, convention="none")` takes them all.
 """
 
 import collections

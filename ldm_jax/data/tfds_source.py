@@ -33,6 +33,7 @@ class Prepared:
     length: int
     features: tuple[tuple[str, str], ...]  # (our name, theirs)
     classes: tuple[str, ...] | None = None
+    kinds: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of boxes: names of each entry's values
 
     def __len__(self) -> int:
         return self.length
@@ -141,6 +142,8 @@ def tfds(
             f"{found['caption']}; name another one with caption"
         )
     classes = found["label"].names if isinstance(found.get("label"), kinds.ClassLabel) else None
+    of_boxes = getattr(found.get("boxes"), "feature", {})
+    named = [(k, of.names) for k, of in of_boxes.items() if isinstance(of, kinds.ClassLabel)]
     listing = [
         [os.path.basename(part.filename), part.skip, part.take, part.examples_in_shard]
         for part in instructions
@@ -154,6 +157,21 @@ def tfds(
         length=length,
         features=tuple(names.items()),
         classes=tuple(classes) if classes else None,
+        kinds=tuple((name, tuple(names)) for name, names in named),
+    )
+
+
+def names(of: Prepared) -> tuple[str, ...]:
+    """Which records of the data set these are: "train/0", "train/1" ..., whatever slices they were named by."""
+    splits = tensorflow_datasets.builder_from_directory(of.directory).info.splits
+    parts = tensorflow_datasets.core.ReadInstruction.from_spec(of.split).to_absolute(splits)
+    return tuple(
+        f"{part.splitname}/{i}"
+        for part in parts
+        for i in range(
+            part.from_ or 0,
+            splits[part.splitname].num_examples if part.to is None else part.to,
+        )
     )
 
 

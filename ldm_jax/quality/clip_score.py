@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from ldm_jax.data import transforms
@@ -29,7 +28,7 @@ def load(folder: str | Path | None, batch: int = 32) -> Judge:
     Raises:
       FileNotFoundError, ValueError: no folder was named, files are missing, or are of another model.
     """
-    vision, text, tokenizer = clip_model.load(_named(folder))
+    vision, text, tokenizer = clip_model.load(named(folder))
 
     @jax.jit
     def cosines(of_text, of_image, x, ids):
@@ -50,31 +49,8 @@ def load(folder: str | Path | None, batch: int = 32) -> Judge:
     return judge
 
 
-def embedder(
-    folder: str | Path | None, batch: int = 32
-) -> Callable[[Pictures], Float[np.ndarray, "n d"]]:
-    """What makes the embeddings of pictures by the model in a folder.
-
-    Raises:
-      FileNotFoundError, ValueError: as in `load`.
-    """
-    vision, params = clip_model.load_vision(_named(folder))
-    embedded = jax.jit(lambda params, x: clip_model.of_images(vision, params, x))
-
-    def embed(of: Pictures) -> Float[np.ndarray, "n d"]:
-        found = []
-        with tqdm(total=of.count, unit="picture", desc="embedding", mininterval=1.0) as bar:
-            for start in range(0, of.count, batch):
-                end = min(start + batch, of.count)
-                x = jnp.asarray(transforms.to_unit(pictures.stacked(of, start, end)))
-                found.append(np.asarray(embedded(params, x), np.float32))
-                bar.update(end - start)
-        return np.concatenate(found)
-
-    return embed
-
-
-def _named(folder: str | Path | None) -> str | Path:
+def named(folder: str | Path | None) -> str | Path:
+    """The folder, after a look whether there is one: ValueError."""
     if folder is None:
         raise ValueError(
             "clip needs a CLIP model: download the folder of one, such as openai/clip-vit-base-patch16, and name it "

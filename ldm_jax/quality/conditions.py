@@ -1,4 +1,4 @@
-"""How closely a model trained on `shapes` follows what it is given: a class, holes, maps, boxes or small pictures.
+"""How closely a model trained on `shapes` follows what it is given: classes, holes, maps, boxes, small pictures ...
 
 Samples are drawn under the conditions of validation pictures and read by the rules of `metrics.shape_reader`; so are
 the real pictures, since they bound what a model can reach. `BARS` is what a reduced twin of a model of the paper has to
@@ -16,12 +16,11 @@ from PIL import Image
 from ldm_jax import media
 from ldm_jax.metrics import shape_reader
 from ldm_jax.metrics.caption_reader import Claim, parse
-from ldm_jax.metrics.shape_reader import Found
 from ldm_jax.pipeline import Pipeline
+from ldm_jax.quality.boxes import SAME_PLACE, covered, iou, outlines, same
 from ldm_jax.tasks import TEXT, Sampling, Task
 
 SHOWN = 12  # pictures on the sheet
-SAME_PLACE = 0.5  # intersection over union of two boxes from which they are the same
 # The share of an object's box that is hidden: it has to be completed, and there is something to go by.
 HIDDEN = (0.1, 0.5)
 BARS = {
@@ -30,6 +29,7 @@ BARS = {
     "segmentation": {"miou": 0.7},
     "layout": {"right": 0.8, "iou": 0.7},
     "small": {"psnr_gain": 1.0},
+    "neighbours": {"right": 0.8},
 }
 
 Pictures = Float[np.ndarray, "n h w 3"]
@@ -72,25 +72,27 @@ def figures(
     captions: Sequence[str] | None,
     seed: int,
     folder: Path,
+    near: Sequence[Bytes] | None = None,
 ) -> dict[str, Any]:
     """What the judge of the model's condition finds, whether its bars are met, and a sheet in `folder`.
 
     `real` are the pictures and `batch` the conditions; `captions`, or the names of classes, tell which shapes there are
-    in these data.
+    in these data. `near` are each one's neighbours, of a model that reads their embeddings.
     """
     field = check(pipeline, captions is not None)
     if field == "label":
         batch = dict(batch) | {"named": [pipeline.classes[i] for i in batch["label"]]}
     shapes = shape_reader.named(batch["named"] if captions is None else captions)
     given = {k: v for k, v in batch.items() if k != "named"}
+    if field == "neighbours":
+        batch = dict(batch) | {"near": near}
     task = TEXT
     if field == "hole":
         steps = np.int32(sampling.points.t.shape[0] - 1)
         task = Task("inpaint", dict(x=real, mask=batch["hole"]), {"taken": steps})
     seeds = [seed + i for i in range(len(real))]
     drawn = np.concatenate([part.x for part in pipeline.drawer(sampling)(given, seeds, task=task)])
-    judges = dict(label=classed, hole=painted, segmentation=mapped, layout=placed, small=enlarged)
-    found = judges[field](real, drawn, batch, shapes)
+    found = JUDGES[field](real, drawn, batch, shapes)
     sheet = np.stack([found.shown, media.to_uint8(drawn), media.to_uint8(real)], 1)[:SHOWN]
     said = [text for name in found.said[:SHOWN] for text in (name, "", "")]
     sheet = media.grid(sheet.reshape(-1, *real.shape[1:]), columns=6, captions=said or None)
@@ -221,6 +223,47 @@ def enlarged(
     return Judged(dict(psnr=ours, psnr_bicubic=theirs, psnr_gain=ours - theirs), bicubic)
 
 
+def retrieved(
+    real: Pictures, drawn: Pictures, batch: Mapping[str, Any], shapes: Sequence[str]
+) -> Judged:
+    """Neighbours: the share of samples with all objects, in colour and shape, that most of their neighbours have.
+
+    And with no others; beside it that of the samples judged by each other's neighbours, which is chance, and that of
+    the real pictures. `objects` is the share of those objects that are there, whatever else is. Where most neighbours
+    have no object in common, a picture does not count.
+    """
+    wanted = [common([kinds(x, shapes) for x in of]) for of in batch["near"]]
+    drawn_kinds, real_kinds = (
+        [kinds(picture, shapes) for picture in media.to_uint8(pictures)]
+        for pictures in (drawn, real)
+    )
+
+    def share(seen, wanted):
+        agreed = [a == b for a, b in zip(seen, wanted, strict=True) if b]
+        return float(np.mean(agreed)) if agreed else 0.0
+
+    there = [kind in seen for seen, of in zip(drawn_kinds, wanted, strict=True) for kind in of]
+    found = {
+        "right": share(drawn_kinds, wanted),
+        "right_other": share(drawn_kinds, wanted[1:] + wanted[:1]),
+        "right_real": share(real_kinds, wanted),
+        "objects": float(np.mean(there)) if there else 0.0,
+    }
+    return Judged(found, np.stack([of[0] for of in batch["near"]]))
+
+
+def kinds(picture: UInt8[np.ndarray, "h w 3"], shapes: Sequence[str]) -> frozenset[Any]:
+    """The colours and shapes of the objects in a picture."""
+    return frozenset((of.colour, of.shape) for of in shape_reader.read(picture, shapes))
+
+
+def common(of: Sequence[frozenset[Any]]) -> frozenset[Any]:
+    """What more than half of them have."""
+    return frozenset(
+        kind for kind in frozenset().union(*of) if 2 * sum(kind in one for one in of) > len(of)
+    )
+
+
 def psnr(pictures: Bytes, real: Pictures) -> float:
     """The mean over pictures, in dB."""
     error = np.square(pictures / 127.5 - 1 - real).reshape(len(real), -1).mean(1)
@@ -250,34 +293,5 @@ def mean_iou(
     return float(np.mean(values))
 
 
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (ymin, xmin, ymax, xmax)."""
-    h, w = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(h, 0) * max(w, 0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return both / (areas - both)
-
-
-def same(a: Found, b: Found) -> bool:
-    """Whether two objects have one colour, shape and place."""
-    return (a.colour, a.shape) == (b.colour, b.shape) and iou(a.box, b.box) >= SAME_PLACE
-
-
-def covered(mask: Float[np.ndarray, "h w"], box: Sequence[float]) -> float:
-    """The share of a box that is within a mask."""
-    h, w = mask.shape
-    top, left, bottom, right = (round(v * n) for v, n in zip(box, (h, w, h, w), strict=True))
-    return float(mask[top : bottom + 1, left : right + 1].mean())
-
-
-def outlines(objects: Sequence[Found], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """The boxes of objects in their colours, on black."""
-    picture = np.zeros((*size, 3), np.uint8)
-    for of in objects:
-        top, left, bottom, right = (
-            min(max(round(v * n), 0), n - 1) for v, n in zip(of.box, (*size, *size), strict=True)
-        )
-        colour = shape_reader.COLOURS[of.colour]
-        picture[top : bottom + 1, [left, right]] = colour
-        picture[[top, bottom], left : right + 1] = colour
-    return picture
+JUDGES = dict(label=classed, hole=painted, segmentation=mapped, layout=placed, small=enlarged)
+JUDGES |= dict(neighbours=retrieved)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ldm_jax.data import folder as folders
 from ldm_jax.data import transforms
+from ldm_jax.data.records import Source
 from ldm_jax.training import processes
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -50,6 +51,17 @@ def of_folder(path: str | Path, size: int | None = None, convention: str | None 
       Unusable: when a picture is read that cannot be decoded: its name, and why.
     """
     of = folders.folder(path, convention=convention)
+    captions = tuple(of.captions()) or None
+    made = of_source(of, str(path), size)
+    return made._replace(names=of.files, captions=captions)
+
+
+def of_source(of: Source, name: str, size: int | None = None) -> Pictures:
+    """The pictures of records, with `size` as in `of_folder`.
+
+    Raises:
+      Unusable: when a picture is read that cannot be decoded: its name, and why.
+    """
 
     def read(i):
         try:
@@ -60,8 +72,7 @@ def of_folder(path: str | Path, size: int | None = None, convention: str | None 
             ) from error
         return np.asarray(image if size is None else _square(image, size))
 
-    captions = tuple(of.captions()) or None
-    return Pictures(str(path), len(of), read, of.files, captions, f"{of.fingerprint} {size}")
+    return Pictures(name, len(of), read, fingerprint=f"{of.fingerprint} {size}")
 
 
 def _square(image: Image.Image, size: int) -> Picture:

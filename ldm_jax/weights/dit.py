@@ -70,6 +70,27 @@ POSITIONS = "pos_embed"
 CLOSE = 1e-5  # of what is only kept for convenience, to what it is a copy of
 
 
+def named(tensors: Mapping[str, Any]) -> tuple[Table, dict[str, Any]]:
+    """The table by whose names these tensors are, and what it says of them: without copies and positions.
+
+    Raises:
+      Mismatch: the tensors of another network, or what `original` and `shared` refuse.
+    """
+    if theirs(ORIGINAL, "network/patches") in tensors:
+        return ORIGINAL, original(tensors)
+    if theirs(DIFFUSERS, "network/patches") in tensors:
+        return DIFFUSERS, shared(tensors)
+    raise Mismatch(
+        f"these {len(tensors)} tensors, such as {min(tensors, default=None)!r}, are those of no DiT; give a file of "
+        "facebookresearch/DiT or of diffusers' DiTTransformer2DModel"
+    )
+
+
+def theirs(rows: Table, module: str) -> str:
+    """What the kernel, or the embeddings, of a module of ours are called."""
+    return f"{next(row.theirs for row in rows if row.ours == module)}.weight"
+
+
 def original(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of an authors' file without the positions.
 
