@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import pytest
 
 from ldm_jax import build
 from ldm_jax.build import plan, variants
-from ldm_jax.foresee import chips, collectives, study
+from ldm_jax.foresee import chips, collectives, settled, study
+from ldm_jax.foresee import text as program_text
 from ldm_jax.training import compiled, loop, sharding
 from tests import model_folders, tiny
 from tests.test_cli import sentence
@@ -291,3 +294,66 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(tmp_path):
     assert done.returncode == 2
     assert "--topology=v5e:3x5" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+REPORT = """Memory Space: default (color=0)
+Total bytes: 7722099200 (7.19GiB)
+Memory Space: vmem (color=1)
+Total bytes: 117440512 (112.00MiB)
+"""
+
+
+def test_what_xla_has_written_is_read_once_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    settled.ask(tmp_path)
+    given, *ours = os.environ["XLA_FLAGS"].split()
+    assert given.endswith("=8")
+    assert f"--xla_dump_to={tmp_path}" in ours
+    assert settled.text(tmp_path) is settled.settled(tmp_path) is None
+    for name in ("0001.jit_multiply", "0002.jit_train_step"):
+        program = tmp_path / f"module_{name}.after_optimizations.txt"
+        program.write_text(name)
+    memory = tmp_path / "module_0002.jit_train_step.after_optimizations-memory-usage-report.txt"
+    memory.write_text(REPORT)
+    assert settled.text(tmp_path) == "0002.jit_train_step"
+    assert settled.settled(tmp_path) is None  # it may grow still
+    monkeypatch.setattr(settled, "QUIET", 0.0)
+    assert settled.settled(tmp_path) == ("0002.jit_train_step", 7722099200)
+    memory.write_text("Total: 7 GB")
+    with pytest.raises(ValueError, match="does not tell the bytes of HBM"):
+        settled.settled(tmp_path)
+
+
+def test_a_compilation_ends_when_enough_is_known():
+    mesh = sharding.make_mesh()
+    program = product(mesh)
+    slow = SimpleNamespace(compile=lambda **_: time.sleep(2))
+    told, spent = study.compile_program(program._replace(lower=lambda: slow), mesh, lambda: "known")
+    assert told == "known"
+    assert spent.wall < 2
+    # What goes wrong within the thread is not lost.
+    wrong = SimpleNamespace(compile=lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.compile_program(program._replace(lower=lambda: wrong), mesh)
+
+
+def test_asynchronous_operations_are_read_in_both_ways_of_writing():
+    """As jax writes them, and as XLA does: by a computation of their own."""
+    whole, part = "f32[512,512]{1,0:T(8,128)}", "f32[128,512]{1,0:T(8,128)S(1)}"
+    shape = f"(({whole}), {part}, s32[]{{:S(2)}})"
+    start = f"  %slice-start.1 = {shape}"
+    main = f"ENTRY %main (p: f32[512,512]) -> f32[128,512] {{\n  %p = {whole} parameter(0)\n"
+
+    def done(kind):
+        return f"  ROOT %slice-done.1 = {part} {kind}(%slice-start.1)\n}}\n"
+
+    by_jax = main + f"{start} slice-start(%p), slice={{[0:128], [0:512]}}\n" + done("slice-done")
+    by_xla = (
+        f"%async (x: f32[512,512]) -> f32[128,512] {{\n  %x = {whole} parameter(0)\n"
+        f"  ROOT %slice.1 = {part} slice(%x), slice={{[0:128], [0:512]}}\n}}\n"
+        + main
+        + f"{start} async-start(%p), calls=%async\n"
+        + done("async-done")
+    )
+    # The part is read from HBM, into the chip's own memory.
+    assert program_text.traffic(by_jax) == program_text.traffic(by_xla) == 128 * 512 * 4

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-MODULE = "jit_call"  # of `study.Program`, by the name of its function
+MODULES = "jit_(call|train_step)"  # samplers and train steps, by the names of their functions
 QUIET = 3.0  # seconds in which a file has not grown: it is written
 
 
@@ -27,7 +27,7 @@ def ask(folder: Path) -> None:
 
     These flags are no part of the key of jax's compile cache.
     """
-    own = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re={MODULE}"
+    own = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re={MODULES}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
 
 
@@ -58,5 +58,5 @@ def settled(folder: Path) -> Settled | None:
 
 
 def _newest(folder: Path, ending: str) -> Path | None:
-    files = folder.glob(f"*{MODULE}*.{ending}")
+    files = [file for file in folder.glob(f"*.{ending}") if re.search(MODULES, file.name)]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
