@@ -96,7 +96,7 @@ def test_options_change_how_many_all_reduces_there_are():
 
 
 def figures(config="imagenet_f4", topology="v5e:16x16", **changes):
-    memory = {"peak": 8.0 * 2**30, "of": 16.0 * 2**30}
+    memory = {"peak": 8.0 * 2**30, "of": 16.0 * 2**30, "code": 0.2 * 2**30}
     memory["foreseen"] = {"inputs": 5.0 * 2**30, "temporary": 2.5 * 2**30}
     return {
         "command": f"python -m ldm_jax.compile --config=configs/{config}.py --topology={topology}",
@@ -134,6 +134,8 @@ def test_a_table_has_a_row_for_each_file_of_figures(tmp_path):
     )
     assert "| 2 x v5p:4x8x8, data 256 |" in lines[4]
     assert "| 0, 0 |" in lines[4]
+    del found[0]["memory"]["code"]  # of --nocode
+    assert table.line(found[0])[-1] == "800, no code"
     bars = table.shares(found[:1])
     assert bars == [
         ("compute, demo v5e", 100.0),

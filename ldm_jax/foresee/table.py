@@ -73,7 +73,7 @@ def line(figures: Mapping[str, Any]) -> tuple[str, ...]:
         ", ".join(f"{1e3 * seconds[of]:.1f}" for of in BY),
         f"{100 * figures['mfu_bound']:.1f} %, by {BY[figures['bound_by']]}",
         f"{figures['rows_per_second_bound']:,.0f}",
-        f"{figures['compile_cpu_seconds']:,.0f}",
+        f"{figures['compile_cpu_seconds']:,.0f}{'' if 'code' in memory else ', no code'}",
     )
 
 
