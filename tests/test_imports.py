@@ -13,6 +13,7 @@ LAYERS = {
     "tree": 0,
     "tiles": 0,
     "heap": 0,
+    "markdown": 0,
     "flops": 0,
     "combined": 0,
     "nn": 1,
