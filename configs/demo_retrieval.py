@@ -16,7 +16,7 @@ from configs import demo
 
 def get_config():
     c = demo.get_config()
-    c.steps = 1_200
+    c.steps = 500
     c.optimizer.update(demo.TWINS)
     c.data.source = dict(
         name="neighbours.tfds",

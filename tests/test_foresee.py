@@ -357,3 +357,34 @@ def test_asynchronous_operations_are_read_in_both_ways_of_writing():
     )
     # The part is read from HBM, into the chip's own memory.
     assert program_text.traffic(by_jax) == program_text.traffic(by_xla) == 128 * 512 * 4
+
+
+def test_a_collective_that_goes_on_in_several_fusions_counts_once():
+    part, whole, own = "bf16[16,64]{1,0}", "bf16[64,64]{1,0}", "f32[8,8]{1,0}"
+
+    def fused(n, chain):
+        return (
+            f"%async_collective_fusion.{n} (a: bf16[16,64], b: f32[8,8]) -> (bf16[64,64], f32[8,8]) {{\n"
+            f"  %a.{n} = {part} parameter(0)\n  %b.{n} = {own} parameter(1)\n"
+            f"  %all-gather.{n} = {whole} all-gather(%a.{n}), channel_id=9, replica_groups=[1,4]<=[4], "
+            f'dimensions={{0}}, frontend_attributes={{chain_id="{chain}"}}\n'
+            f"  ROOT %t.{n} = ({whole}, {own}) tuple(%all-gather.{n}, %b.{n})\n}}\n"
+        )
+
+    def program(*chains):
+        lines = [
+            f"  %x = {part} parameter(0)\n  %y = {own} parameter(1)\n  %z = {whole} parameter(2)\n"
+        ]
+        for n, _ in enumerate(chains):
+            given = "%x, %y" if n == 0 else "%z, %y"
+            lines.append(
+                f"  %f.{n} = ({whole}, {own}) fusion({given}), kind=kCustom, calls=%async_collective_fusion.{n}\n"
+            )
+        head = "ENTRY %main (x: bf16[16,64], y: f32[8,8], z: bf16[64,64]) -> () {\n"
+        return "".join(fused(n, c) for n, c in enumerate(chains)) + head + "".join(lines) + "}\n"
+
+    gathered, small, given = 64 * 64 * 2, 8 * 8 * 4, 16 * 64 * 2
+    assert collectives.read(program(1, 1, 1)) == [("all-gather", gathered)]
+    assert collectives.read(program(1, 1, 2)) == [("all-gather", gathered)] * 2
+    # The gathered array is written once; what the fusions do beside it is counted in each.
+    assert program_text.traffic(program(1, 1, 1)) == given + gathered + 3 * 2 * small

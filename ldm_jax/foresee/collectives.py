@@ -3,7 +3,8 @@
     %all-reduce.7 = (f32[3,3,192,192]{...}, f32[192]{...}) all-reduce(...), replica_groups=...
 
 is one all-reduce of both arrays. Where an operation is cut into a start and a done, the start counts; where a fusion is
-named all-reduce-scatter, what it does is a reduce-scatter; within a loop it counts in each turn.
+named all-reduce-scatter, what it does is a reduce-scatter; within a loop it counts in each turn, and once where it goes
+on in several fusions (chain_id).
 """
 
 import math
@@ -29,11 +30,14 @@ class Collective(NamedTuple):
 
 def read(text: str) -> list[Collective]:
     """The collective operations of a compiled program, largest first."""
-    found = []
+    found, begun = [], set()
     for one, times, within in program_text.running(text, fused=True):
         kind = one.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
+        if one.chain in begun:
+            continue
+        begun |= {one.chain} - {None}
         sizes = program_text.arrays(one.shape)
         if one.kind.endswith("-start") and kind in ("all-gather", "collective-permute"):
             # Not what went in.

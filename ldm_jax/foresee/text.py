@@ -17,6 +17,8 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _OPERAND = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"(?:body|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, ?%[\w.-]+)*)")
+# An operation that fusions in a row have in common, each of which does a part of it beside its own work.
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\](\{[^}]*\})?")
 _ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
@@ -40,6 +42,12 @@ class Instruction(NamedTuple):
     shape: str
     kind: str
     rest: str  # operands and attributes
+
+    @property
+    def chain(self) -> tuple[str, str] | None:
+        """What the operation is called in all fusions that it goes on in; None for one that is done at once."""
+        found = _CHAIN.search(self.rest)
+        return (self.kind, found[1]) if found else None
 
     @property
     def operands(self) -> list[str]:
@@ -110,7 +118,7 @@ def arrays(shape: str, hbm: bool = False) -> list[int]:
 
 def traffic(text: str) -> int:
     """Bytes to and from HBM."""
-    total, found = 0, computations(text)[0]
+    total, found, begun = 0, computations(text)[0], set()
     shapes = {name: {one.name: one.shape for one in ones} for name, ones in found.items()}
     for one, times, within in running(text):
         if (
@@ -127,6 +135,12 @@ def traffic(text: str) -> int:
         if one.kind.endswith("-start"):  # its result names both what is read and what is written
             total += times * sum(arrays(one.shape, hbm=True))
             continue
+        if one.kind == "fusion" and (called := _CALLED.search(one.rest)):
+            # What goes on in it is handed on and not moved again.
+            for inner in found.get(called[1].removeprefix("%"), ()):
+                if inner.chain in begun:
+                    total -= times * 2 * sum(arrays(inner.shape, hbm=True))
+                begun |= {inner.chain} - {None}
         read = sum(sum(arrays(shapes[within].get(name, ""), hbm=True)) for name in one.operands)
         total += times * (read + sum(arrays(one.shape, hbm=True)))
     return total
