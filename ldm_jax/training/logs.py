@@ -77,7 +77,7 @@ class Logs:
         self.path = self.workdir / FILE
         self._drop_after(start)
         self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start or None)
+        self._board = _board(self.workdir, purge_step=start or None)
         self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, mininterval=1.0)
         self._began = time.perf_counter()
         self._remote = _weights_and_biases(project, self.workdir) if project else None
@@ -135,9 +135,15 @@ class Logs:
             self._remote.finish()
 
 
+def _board(workdir: Path, **options: Any) -> SummaryWriter:
+    # Files are named by the second: without a suffix a run that starts again within it would write over the first.
+    suffix = f".{time.time_ns()}"
+    return SummaryWriter(str(workdir / "tensorboard"), filename_suffix=suffix, **options)
+
+
 def evaluated(workdir: str | Path, step: int, figures: Mapping[str, object]) -> None:
     """The numbers among the figures of an evaluation, in the run's TensorBoard under "evaluation/"."""
-    with SummaryWriter(str(Path(workdir) / "tensorboard")) as board:
+    with _board(Path(workdir)) as board:
         for name, value in figures.items():
             if isinstance(value, float):
                 board.add_scalar(f"evaluation/{name}", value, step)
