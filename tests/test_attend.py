@@ -161,10 +161,10 @@ devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").
 mesh = jax.sharding.Mesh(np.array(devices[:1]), ("data",))
 placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 for heads, size in ((8, 40), (1, 512)):  # the second: an autoencoder's, which wants smaller blocks
-  q = jax.ShapeDtypeStruct((1, 4096, heads, size), jnp.bfloat16, sharding=placed)
-  with jax.set_mesh(mesh):
+    q = jax.ShapeDtypeStruct((1, 4096, heads, size), jnp.bfloat16, sharding=placed)
     for f in (attend, jax.grad(lambda *a: attend(*a).astype(jnp.float32).sum(), (0, 1, 2))):
-        lowered = jax.jit(f).lower(q, q, q)
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(f).lower(q, q, q)
         print("tpu_custom_call" in lowered.as_text())
         print(lowered.compile().memory_analysis().temp_size_in_bytes < heads * 4096 * 4096 * 2)
 """
