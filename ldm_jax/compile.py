@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
             cli.nothing_more(argv, "--table stands alone")
             _tabulate(Path(TABLE.value))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    # Of --nocode the compiler may still write.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         _study(argv, Path(folder))
     if not CODE.value:
         sys.stdout.flush()
@@ -148,12 +149,12 @@ def _tabulate(folder: Path) -> None:
 
 
 class Compiled(NamedTuple):
-    """A program, and its executable or why there is none."""
+    """A program, and what it came to or why it does not fit."""
 
     way: Any
     rows: int  # on all devices
     program: Any
-    made: Any = None
+    made: Any = None  # study.Laid
     spent: Any = None
     needed: float = 0.0  # bytes on a device
     reason: str = ""

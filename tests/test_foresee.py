@@ -237,10 +237,14 @@ def test_a_topology_that_cannot_be_compiled_for_is_named(topology, words, capsys
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [("batch,layouts", "--search=layouts is unknown"), ("remat", "name batch too")],
+    [
+        ("batch,layouts", "--search=layouts is unknown"),
+        ("remat", "name batch too"),
+        ("batch --nocode", "leave out --nocode"),
+    ],
 )
 def test_a_search_that_cannot_be_is_named(given, words, capsys, monkeypatch):
-    refuse(compile_for("v5e:2x2", f"--search={given}"), monkeypatch)
+    refuse(compile_for("v5e:2x2", *f"--search={given}".split()), monkeypatch)
     assert words in sentence(capsys)
 
 

@@ -7,6 +7,7 @@ model FLOP utilisation (Chowdhery et al. 2022) counts what the model needs and n
 
 import concurrent.futures
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,9 +29,8 @@ class Program(NamedTuple):
     donated: tuple[int, ...] = ()
     batch: int = 1  # rows on all devices
     options: Mapping[str, Any] | None = None  # what the compiler is told beside
-    lower: Callable[[], Any] | None = (
-        None  # to what is compiled, if not `call` on `inputs` one by one
-    )
+    # To what is compiled, if not `call` on `inputs` one by one.
+    lower: Callable[[], Any] | None = None
 
 
 class DoesNotFit(RuntimeError):
@@ -65,16 +65,23 @@ def compile_program(
     """The executable, and what it took to trace, lower and compile.
 
     As soon as `until` returns something while it compiles, that is returned in place of the executable, and the
-    compilation goes on in a thread, which only the end of the process ends.
+    compilation goes on in a thread, which the end of the process ends.
 
     Raises:
       DoesNotFit: it needs more memory than the chips have.
     """
     began = time.perf_counter(), time.process_time()
     lowered = program.lower() if program.lower else _lowered(program, mesh)
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    compiling = pool.submit(lowered.compile, compiler_options=dict(program.options or {}))
-    pool.shutdown(wait=False)
+    compiling: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def compile_it():
+        try:
+            compiling.set_result(lowered.compile(compiler_options=dict(program.options or {})))
+        except Exception as error:  # whatever it is, it is told below
+            compiling.set_exception(error)
+
+    # Of an executor's thread the process would wait for the end.
+    threading.Thread(target=compile_it, daemon=True).start()
     try:
         made = None
         while made is None:
@@ -110,9 +117,7 @@ class Laid(NamedTuple):
 
     text: str
     memory: Mapping[str, int]  # bytes: "peak", and more where there is an executable
-    cost: Mapping[
-        str, float
-    ]  # "flops" and "bytes", as XLA counts them; where there is an executable
+    cost: Mapping[str, float]  # "flops" and "bytes" by XLA, where there is an executable
 
 
 def executable(made: Any, written: str | None = None) -> Laid:
